@@ -1,0 +1,13 @@
+"""Replication and audit of the Value-Gradient Hypothesis of RL for LLMs (arXiv 2605.21654).
+
+The subpackages follow the paper: :mod:`replicate.theory` its sections 2 and 3, :mod:`replicate.lm` section 4,
+:mod:`replicate.impact` section 5; :mod:`replicate.ladder` and :mod:`replicate.runs` carry out section 6 and
+:mod:`replicate.report` judges and draws it.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("replicate")
+except PackageNotFoundError:  # used straight from a source tree
+    __version__ = "0+unknown"

@@ -1,0 +1,50 @@
+"""Figure style, and saving a figure with the numbers behind it.
+
+Every figure leaves three files: PNG, PDF and the CSV from which it can be drawn again.
+"""
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("replicate.mplstyle")
+
+# Okabe and Ito's colour-blind safe palette, by name, so that one quantity keeps one colour across the suite.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
+GREY = "0.55"
+
+
+def use_style() -> None:
+    """Applies the suite's style to matplotlib and seaborn for the rest of the process."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+    import seaborn as sns
+
+    sns.set_palette([BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK])
+    plt.style.use(STYLE)
+    # seaborn 0.13 passes pandas a keyword that pandas 3 ignores and says so on stderr, which strict nbval compares.
+    if hasattr(pd.errors, "Pandas4Warning"):
+        warnings.filterwarnings("ignore", message=".*copy keyword.*", category=pd.errors.Pandas4Warning)
+
+
+def save(figure: "Figure", name: str, data: "pd.DataFrame", folder: str | os.PathLike) -> Path:
+    """Writes ``name`` as PNG, PDF and CSV (the data behind it) into ``folder``; returns the PNG's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    data.to_csv(folder / f"{name}.csv", index=False)
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    return folder / f"{name}.png"
