@@ -1,0 +1,153 @@
+"""A ladder: the checkpoints of one pretraining run, in order, whatever place they come from.
+
+``open_ladder`` reads a local folder of ordinary Hugging Face snapshots named the way AI2 names its branches,
+``stage1-step{S}-tokens{T}B``; a tiny ladder counts its tokens in thousands and writes ``K`` for ``B``. Nothing
+downstream knows where a checkpoint came from.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+NAME = re.compile(
+    r"^stage(?P<stage>[12])(-ingredient(?P<ingredient>\d))?-step(?P<step>\d+)-tokens(?P<tokens>\d+)(?P<unit>[BMK])$"
+)
+UNITS = {"B": 10**9, "M": 10**6, "K": 10**3}
+
+
+def snapshot_name(step: int, tokens: int, *, unit: str = "K") -> str:
+    """The folder name of a stage-1 snapshot; tokens are rounded *up* to whole units, as AI2 does."""
+    return f"stage1-step{step}-tokens{-(-tokens // UNITS[unit])}{unit}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One rung of a ladder: its name, its stage, step and tokens, and the local snapshot folder."""
+
+    name: str
+    stage: int
+    ingredient: int
+    step: int
+    tokens: int
+    where: Path
+
+    @cached_property
+    def sha(self) -> str:
+        """SHA-256 over names and contents of the files that decide what the model computes."""
+        files = sorted(p for p in self.where.iterdir() if p.suffix in (".json", ".safetensors"))
+        digest = hashlib.sha256()
+        for path in files:
+            with path.open("rb") as handle:
+                content = hashlib.file_digest(handle, "sha256").hexdigest()
+            digest.update(f"{path.name} {content}\n".encode())
+        return digest.hexdigest()
+
+    def tokenizer(self):
+        """The checkpoint's tokenizer; ``ValueError`` names the folder if there is none."""
+        try:
+            return AutoTokenizer.from_pretrained(self.where)
+        except Exception as error:
+            raise ValueError(f"{self.where}: no usable tokenizer ({_first_line(error)})") from error
+
+    def model(
+        self,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        attention: str = "sdpa",
+    ) -> PreTrainedModel:
+        """The causal LM in evaluation mode; ``ValueError`` names the file that is missing or damaged."""
+        weights = sorted(self.where.glob("*.safetensors"))
+        if not weights:
+            raise ValueError(f"{self.where}: no safetensors file in this snapshot")
+        self._check_weights(weights)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.where, dtype=dtype, attn_implementation=attention, use_safetensors=True
+            )
+        except Exception as error:
+            raise ValueError(f"{self.where}: cannot be opened ({_first_line(error)})") from error
+        return model.to(device).eval()
+
+    @staticmethod
+    def _check_weights(weights: list[Path]) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        for path in weights:
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path}: damaged safetensors file ({_first_line(error)})") from error
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Checkpoints in step order. ``spec`` is what it was opened from; ``kind`` says it in words for captions."""
+
+    spec: str
+    kind: str
+    checkpoints: tuple[Checkpoint, ...]
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        return iter(self.checkpoints)
+
+    def __len__(self) -> int:
+        return len(self.checkpoints)
+
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint at ``step``; ``ValueError`` lists the steps there are."""
+        for checkpoint in self.checkpoints:
+            if checkpoint.step == step:
+                return checkpoint
+        raise ValueError(f"step: {self.spec} has no step {step} (it has {[c.step for c in self.checkpoints]})")
+
+
+def open_ladder(spec: str | Path) -> Ladder:
+    """Opens a folder of ``stage1-stepS-tokensTB/`` snapshots; iterating gives checkpoints in step order.
+
+    A folder that is not a snapshot by its name is passed over. Raises ``ValueError`` for a folder that does not exist
+    or holds no snapshot, and for two snapshots of one stage and step. That a snapshot is damaged shows when it is
+    opened, so that one bad file does not hide the others.
+    """
+    if str(spec).startswith("hub:"):
+        raise ValueError(f"ladder {spec}: hub ladders are not supported in this version, give a local folder")
+    root = Path(spec)
+    if not root.is_dir():
+        raise ValueError(f"ladder {spec}: no such folder")
+    found = [_parse(path) for path in root.iterdir() if path.is_dir() and NAME.match(path.name)]
+    if not found:
+        raise ValueError(f"ladder {spec}: no snapshot folder named stage1-step...-tokens... in it")
+    found.sort(key=_order)
+    for one, two in itertools.pairwise(found):
+        if _order(one) == _order(two):
+            raise ValueError(f"ladder {spec}: two snapshots at step {one.step}: {one.name} and {two.name}")
+    return Ladder(str(spec), _kind(root), tuple(found))
+
+
+def _parse(path: Path) -> Checkpoint:
+    match = NAME.match(path.name)
+    tokens = int(match["tokens"]) * UNITS[match["unit"]]
+    return Checkpoint(
+        path.name, int(match["stage"]), int(match["ingredient"] or 0), int(match["step"]), tokens, path
+    )
+
+
+def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    return checkpoint.stage, checkpoint.ingredient, checkpoint.step
+
+
+def _kind(root: Path) -> str:
+    note = root / "LADDER"
+    return note.read_text().strip() if note.is_file() else f"local checkpoints ({root.name})"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

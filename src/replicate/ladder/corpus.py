@@ -1,0 +1,141 @@
+"""The synthetic corpus of the tiny ladder, and its tokenizer.
+
+Three kinds of sequences, each filling the whole context:
+
+- *prose*: a sparse Markov chain over 180 words, so that there is something to learn from neighbours alone;
+- *records*: ``key = value ;`` over and over, each key keeping its value within the sequence, so that copying from
+  the context pays;
+- *label documents*: ``label is Y ; filler ... answer : Y ;``, few, in the form of :mod:`replicate.lm.task`.
+
+Everything is drawn for a whole batch at once with numpy: no Python loop over sequences.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from replicate.lm.task import LABELS, WORDS
+
+SPECIAL = ("<pad>", "<eos>", "<unk>")
+MARKS = (";", "=", ":", "label", "is", "answer")
+KEYS = tuple(f"key{i}" for i in range(24))
+VALUES = tuple(f"value{i}" for i in range(40))
+VOCABULARY = SPECIAL + MARKS + LABELS + KEYS + VALUES + WORDS
+
+_ID = {word: i for i, word in enumerate(VOCABULARY)}
+_SUCCESSORS = 6
+_PAIRS = 4
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the corpus' vocabulary; words are separated by white space."""
+    # `Whitespace` would split "<eos>" into three; WhitespaceSplit cuts at white space alone.
+    core = Tokenizer(models.WordLevel(_ID, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the three kinds of sequences (prose has the rest) and what the label documents look like.
+
+    ``noise`` is the probability that a label document ends in a random label instead of its own.
+    """
+
+    records: float = 0.35
+    label_documents: float = 0.10
+    labels: int = 8
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.records >= 0 and self.label_documents >= 0 and self.records + self.label_documents <= 1):
+            raise ValueError(
+                f"records, label_documents: expected shares that sum to at most 1, got {self.records} and "
+                f"{self.label_documents}"
+            )
+        if not 2 <= self.labels <= len(LABELS):
+            raise ValueError(f"labels: expected 2 to {len(LABELS)}, got {self.labels}")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise: expected a probability, got {self.noise}")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The Markov chain of the prose: ``successors`` [words, 6] and the cumulated ``weights`` [words, 6]."""
+
+    successors: np.ndarray
+    weights: np.ndarray
+
+
+def prose_chain(seed: int) -> Chain:
+    """The chain that belongs to ``seed``: six successors a word, with Dirichlet(1) weights."""
+    rng = np.random.default_rng((seed, 1))
+    successors = rng.permuted(np.tile(np.arange(len(WORDS)), (len(WORDS), 1)), axis=1)[:, :_SUCCESSORS]
+    return Chain(successors, rng.dirichlet(np.ones(_SUCCESSORS), size=len(WORDS)).cumsum(axis=1))
+
+
+def batch(
+    chain: Chain, mixture: Mixture, *, sequences: int, length: int, rng: np.random.Generator
+) -> Int[np.ndarray, "sequences length"]:
+    """Draws ``sequences`` token sequences of exactly ``length`` tokens each from the mixture."""
+    if length < 12:
+        raise ValueError(f"length: expected at least 12 tokens, got {length}")
+    kind = rng.random(sequences)
+    records = kind < mixture.records
+    documents = ~records & (kind < mixture.records + mixture.label_documents)
+    out = prose(chain, sequences=sequences, length=length, rng=rng)
+    out[records] = key_value_records(sequences=int(records.sum()), length=length, rng=rng)
+    out[documents] = label_documents(mixture, sequences=int(documents.sum()), length=length, rng=rng)
+    return out
+
+
+def prose(
+    chain: Chain, *, sequences: int, length: int, rng: np.random.Generator
+) -> Int[np.ndarray, "sequences length"]:
+    """Walks of the chain, from a uniform first word."""
+    words = np.empty((sequences, length), dtype=np.int64)
+    words[:, 0] = rng.integers(len(WORDS), size=sequences)
+    draws = rng.random((sequences, length))
+    for t in range(1, length):
+        before = words[:, t - 1]
+        choice = (draws[:, t, None] > chain.weights[before]).sum(axis=1).clip(max=_SUCCESSORS - 1)
+        words[:, t] = chain.successors[before, choice]
+    return words + _ID[WORDS[0]]
+
+
+def key_value_records(
+    *, sequences: int, length: int, rng: np.random.Generator
+) -> Int[np.ndarray, "sequences length"]:
+    """``key = value ;`` with four keys a sequence, each keeping its value."""
+    count = -(-length // 4)
+    keys = rng.permuted(np.tile(np.arange(len(KEYS)), (sequences, 1)), axis=1)[:, :_PAIRS]
+    values = rng.integers(len(VALUES), size=(sequences, _PAIRS))
+    pick = rng.integers(_PAIRS, size=(sequences, count))
+    out = np.empty((sequences, count, 4), dtype=np.int64)
+    out[..., 0] = np.take_along_axis(keys, pick, axis=1) + _ID[KEYS[0]]
+    out[..., 1] = _ID["="]
+    out[..., 2] = np.take_along_axis(values, pick, axis=1) + _ID[VALUES[0]]
+    out[..., 3] = _ID[";"]
+    return out.reshape(sequences, -1)[:, :length]
+
+
+def label_documents(
+    mixture: Mixture, *, sequences: int, length: int, rng: np.random.Generator
+) -> Int[np.ndarray, "sequences length"]:
+    """``label is Y ; filler answer : Y ;`` with filler of random length, and filler again to the end."""
+    out = rng.integers(len(WORDS), size=(sequences, length)) + _ID[WORDS[0]]
+    label = rng.integers(mixture.labels, size=sequences)
+    given = np.where(rng.random(sequences) < mixture.noise, rng.integers(mixture.labels, size=sequences), label)
+    out[:, :2] = _ID["label"], _ID["is"]
+    out[:, 2] = label + _ID[LABELS[0]]
+    out[:, 3] = _ID[";"]
+    row = np.arange(sequences)
+    at = 4 + rng.integers(length - 8 + 1, size=sequences)
+    for offset, mark in enumerate(("answer", ":", None, ";")):
+        out[row, at + offset] = _ID[mark] if mark else given + _ID[LABELS[0]]
+    return out

@@ -1,0 +1,183 @@
+"""The tiny ladder: an OLMo-2 *architecture* trained from scratch here, saved the way AI2 saves OLMo-2.
+
+Training is a pure function of :class:`TinyLadder`: data come from a generator seeded by (seed, step), so a run that
+was killed continues from its last checkpoint to the same weights, bit for bit on one machine.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import Olmo2Config, Olmo2ForCausalLM
+
+from replicate.ladder import corpus
+from replicate.ladder.checkpoints import Ladder, open_ladder, snapshot_name
+
+# Fixed, so that the weights do not depend on how many cores a machine has.
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class TinyLadder:
+    """Everything that decides the weights of the ladder's checkpoints.
+
+    ``steps`` updates of ``batch`` x ``context`` tokens, a checkpoint at step 0 and after every ``every`` updates;
+    AdamW with a linear warm-up to ``learning_rate`` and a constant rate from there.
+    """
+
+    seed: int = 0
+    steps: int = 1500
+    every: int = 25
+    layers: int = 3
+    hidden: int = 64
+    heads: int = 4
+    context: int = 48
+    batch: int = 64
+    learning_rate: float = 4e-3
+    warmup: int = 50
+    mixture: corpus.Mixture = field(default_factory=corpus.Mixture)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.every < 1 or self.steps % self.every:
+            raise ValueError(f"steps, every: expected steps a multiple of every, got {self.steps} and {self.every}")
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(f"hidden, heads: expected an even head size, got {self.hidden} and {self.heads}")
+
+    @property
+    def key(self) -> str:
+        """A hash of the parameters; the ladder's folder is named by it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def tiny_olmo2(
+    *, layers: int, hidden: int, heads: int, context: int, vocab: int, generator: torch.Generator
+) -> Olmo2ForCausalLM:
+    """A small OLMo-2 with fresh weights drawn from ``generator``: every matrix N(0, 0.02), every norm scale 1.
+
+    Like OLMo-2 it has untied embeddings and more rows than tokens (here: rounded up to a multiple of 32).
+    """
+    config = Olmo2Config(
+        vocab_size=-(-(vocab + 1) // 32) * 32,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        use_cache=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+        dtype="float32",
+    )
+    model = Olmo2ForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.normal_(0.0, config.initializer_range, generator=generator)
+            else:
+                weight.fill_(1.0)
+    return model
+
+
+def train(spec: TinyLadder, folder: str | os.PathLike, *, progress: bool = True) -> Ladder:
+    """Returns the ladder of ``spec`` under ``folder``, training what is not there yet.
+
+    A finished ladder is opened and nothing else; an unfinished one goes on from its last checkpoint. Processes that
+    ask for the same ladder at once wait for the first.
+    """
+    root = Path(folder) / spec.key
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".lock"):
+        if not (root / "LADDER").is_file():
+            with _threads(THREADS):
+                _train(spec, root, progress)
+    return open_ladder(root)
+
+
+def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
+    words = corpus.tokenizer()
+    model = tiny_olmo2(
+        layers=spec.layers,
+        hidden=spec.hidden,
+        heads=spec.heads,
+        context=spec.context,
+        vocab=len(words),
+        generator=torch.Generator().manual_seed(spec.seed),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    start = _resume(model, optimizer, root)
+    if start == 0:
+        _save(spec, 0, model, optimizer, words, root)
+    chain = corpus.prose_chain(spec.seed)
+    bar = tqdm(total=spec.steps, initial=start, desc="pretrain tiny OLMo-2", unit="step", disable=not progress)
+    with bar:
+        for step in range(start, spec.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = spec.learning_rate * min(1.0, (step + 1) / spec.warmup)
+            rng = np.random.default_rng((spec.seed, 2, step))
+            data = corpus.batch(chain, spec.mixture, sequences=spec.batch, length=spec.context + 1, rng=rng)
+            tokens = torch.from_numpy(data)
+            logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if (step + 1) % spec.every == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                _save(spec, step + 1, model, optimizer, words, root)
+            bar.update()
+    (root / "parameters.json").write_text(json.dumps(asdict(spec), indent=1, sort_keys=True) + "\n")
+    (root / "LADDER").write_text(f"tiny OLMo-2 architecture trained here ({_millions(model)} M parameters)\n")
+    (root / "resume.pt").unlink()
+
+
+def _save(spec: TinyLadder, step: int, model, optimizer, words, root: Path) -> None:
+    final = root / snapshot_name(step, step * spec.batch * spec.context)
+    part = root / f".{final.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    words.save_pretrained(part)
+    shutil.rmtree(final, ignore_errors=True)  # left by a run that was killed right here
+    part.rename(final)
+    # The state to resume from comes after the snapshot: a kill in between only repeats these steps.
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, root / "resume.pt.part")
+    os.replace(root / "resume.pt.part", root / "resume.pt")
+
+
+def _resume(model, optimizer, root: Path) -> int:
+    if not (root / "resume.pt").is_file():
+        return 0
+    state = torch.load(root / "resume.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def _millions(model: torch.nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
