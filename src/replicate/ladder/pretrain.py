@@ -43,7 +43,7 @@ class TinyLadder:
     heads: int = 4
     context: int = 48
     batch: int = 64
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     warmup: int = 50
     mixture: corpus.Mixture = field(default_factory=corpus.Mixture)
 
