@@ -83,8 +83,38 @@ def components(
     reward's units: the default), minus the group's mean, that over the group's std (GRPO), or the bare reward.
     One forward pass and, below the final layer, one batched backward pass through activations.
     """
-    _one_of("policy", policy, PolicyName)
     _one_of("advantage", advantage, Advantage)
+    return components_by_advantage(
+        model,
+        prompts,
+        labels,
+        layer=layer,
+        group_size=group_size,
+        policy=policy,
+        generator=generator,
+        vocab=vocab,
+        sigma=sigma,
+        kinds=(advantage,),
+        batch=batch,
+    )[advantage]
+
+
+def components_by_advantage(
+    model: nn.Module,
+    prompts: Int[Tensor, "prompts length"],
+    labels: Int[Tensor, " prompts"],
+    *,
+    layer: int,
+    group_size: int,
+    policy: PolicyName,
+    generator: torch.Generator,
+    vocab: int | None,
+    sigma: float,
+    kinds: Sequence[Advantage] = get_args(Advantage),
+    batch: int = 64,
+) -> dict[Advantage, Components]:
+    """:func:`components` under several advantages from the same passes: A_i scales a score that is pulled back once."""
+    _one_of("policy", policy, PolicyName)
     if group_size < 2:
         raise ValueError(f"group_size: expected at least 2 samples a prompt, got {group_size}")
     if prompts.ndim != 2 or labels.shape != prompts.shape[:1] or len(labels) == 0:
@@ -94,86 +124,92 @@ def components(
         )
     if not sigma > 0:
         raise ValueError(f"sigma: expected a positive number, got {sigma}")
-    parts = []
+    parts: dict[Advantage, list[dict[str, Tensor]]] = {kind: [] for kind in kinds}
     for rows, answers in zip(prompts.split(batch), labels.split(batch), strict=True):
         answer = answer_pass(model, rows, layer=layer)
-        measure = _categorical if policy == "categorical" else _shift
-        parts.append(measure(answer, answers, vocab, group_size, sigma, advantage, generator))
+        if policy == "categorical":
+            samples = _categorical(answer, answers, vocab, group_size, generator)
+        else:
+            samples = _shift(answer, answers, vocab, group_size, sigma, generator)
+        for kind in kinds:
+            parts[kind].append(_summary(samples, kind))
+    return {kind: _collect(found, layer) for kind, found in parts.items()}
+
+
+def _collect(parts: list[dict[str, Tensor]], layer: int) -> Components:
     table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     means = {name: column.double().mean().item() for name, column in table.items()}
-    if not all(value == value for value in means.values()):
-        raise ValueError(f"model: measurement at layer {layer} gives NaN in {[k for k, v in means.items() if v != v]}")
+    if nans := [name for name, value in means.items() if value != value]:
+        raise ValueError(f"model: measurement at layer {layer} gives NaN in {nans}")
     return Components(**means, per_prompt=table)
 
 
-def _categorical(answer, labels, vocab, group, sigma, advantage, generator) -> dict[str, Tensor]:
-    log_probs, head, final = _head_inputs(answer, vocab)
+@dataclass(frozen=True)
+class _Samples:
+    """Costates of one batch of prompts: ``pathwise`` and ``scores`` [samples, prompts, state] (one pathwise row if it
+    is the same for all samples), ``rewards`` [prompts, samples], ``p`` [prompts] pi(y | q) for the categorical model.
+    """
+
+    pathwise: Tensor
+    scores: Tensor
+    rewards: Tensor
+    log_probs: Tensor
+    p: Tensor | None
+
+
+def _categorical(answer, labels, vocab, group, generator) -> _Samples:
+    log_probs, head = _head_inputs(answer, vocab)
     probs = log_probs.exp()
     uniforms = torch.rand(len(labels), group, generator=generator, device=generator.device, dtype=torch.float64)
     cumulated = probs.double().cumsum(-1)
     drawn = torch.searchsorted(cumulated, uniforms * cumulated[:, -1:], right=True).clamp(max=probs.shape[-1] - 1)
-    weights = advantages((drawn == labels[:, None]).to(final.dtype), kind=advantage)
     mean_row = probs @ head
     scores = head[drawn] - mean_row[:, None]  # dlog pi(a)/dh = W_a - sum_b pi_b W_b at the final state
     correct = probs.gather(1, labels[:, None])
     pathwise = correct * (head[labels] - mean_row)  # d pi_y / dh
-    costates = torch.cat([pathwise[None], (weights[..., None] * scores).transpose(0, 1)])
-    costates = pull_back(answer, costates)
-    g, empirical = costates[:1], costates[1:]
-    p = correct[:, 0]
-    strength = expected_gain(p, group, kind=advantage)
-    V = g.square().sum(-1)[0]
-    return {
-        **_matched(g.expand_as(empirical), empirical),
-        "V_mean": V,
-        "delta_mean": (strength - 1).square() * V,
-        "kappa_mean": strength * V,
-        **_headrooms(p),
-        "entropy": entropy(log_probs),
-        "reward": p,
-    }
+    costates = pull_back(answer, torch.cat([pathwise[None], scores.transpose(0, 1)]))
+    rewards = (drawn == labels[:, None]).to(probs.dtype)
+    return _Samples(costates[:1], costates[1:], rewards, log_probs, correct[:, 0])
 
 
-def _shift(answer, labels, vocab, group, sigma, advantage, generator) -> dict[str, Tensor]:
-    log_probs, head, final = _head_inputs(answer, vocab)
+def _shift(answer, labels, vocab, group, sigma, generator) -> _Samples:
+    log_probs, head = _head_inputs(answer, vocab)
     shape = (len(labels), group, log_probs.shape[-1])
-    xi = torch.randn(shape, generator=generator, device=generator.device, dtype=final.dtype)
+    xi = torch.randn(shape, generator=generator, device=generator.device, dtype=log_probs.dtype)
     soft = (log_probs[:, None] + sigma * xi).softmax(-1)  # softmax(a); log pi and z differ by a constant
     rewards = soft.gather(-1, labels[:, None, None].expand(-1, group, 1)).squeeze(-1)
-    weights = advantages(rewards, kind=advantage)
     pathwise = rewards[..., None] * (head[labels][:, None] - soft @ head)  # dR(a)/dh
-    empirical = weights[..., None] / sigma * (xi @ head)  # A dlog p(a | z)/dh = A W^T xi / sigma
-    both = pull_back(answer, torch.cat([pathwise, empirical], dim=1).transpose(0, 1))
-    pathwise, empirical = both[:group], both[group:]
-    V_mean = _pairs(pathwise, pathwise)
-    # The baseline ties the samples of a group together: E<lambda^_i, lambda^_j> exceeds |g|^2 by this share.
-    tie = {"leave_one_out": 1 / (group - 1) ** 2, "mean": 1 / group**2}.get(advantage, 0.0)
-    gap = empirical - pathwise
-    return {
-        **_matched(pathwise, empirical),
-        "V_mean": V_mean,
-        "delta_mean": _pairs(gap, gap) - tie * V_mean,
-        "kappa_mean": _pairs(empirical, pathwise),
-        **_sample_headrooms(rewards),
-        "entropy": entropy(log_probs),
-        "reward": rewards.mean(1),
-    }
+    scores = xi @ head / sigma  # dlog p(a | z)/dh = W^T xi / sigma
+    both = pull_back(answer, torch.cat([pathwise, scores], dim=1).transpose(0, 1))
+    return _Samples(both[:group], both[group:], rewards, log_probs, None)
 
 
-def _head_inputs(answer: AnswerPass, vocab: int | None):
-    dtype = torch.promote_types(answer.final.dtype, torch.float32)
-    rows = vocab or answer.head.shape[0]
-    log_probs = log_policy(answer.logits.to(dtype), vocab=rows)
-    return log_probs, answer.head[:rows].to(dtype), answer.final.detach().to(dtype)
-
-
-def _matched(pathwise, empirical) -> dict[str, Tensor]:
-    """(26) and (24) over matched samples; both [samples, prompts, state]."""
-    return {
+def _summary(samples: _Samples, kind: Advantage) -> dict[str, Tensor]:
+    """The columns of :class:`Components` per prompt, under one advantage."""
+    pathwise, group = samples.pathwise, samples.rewards.shape[1]
+    empirical = advantages(samples.rewards, kind=kind).T[..., None] * samples.scores  # (14), one answer token
+    matched = {  # (26) and (24) over matched samples
         "V": pathwise.square().sum(-1).mean(0),
         "delta": (empirical - pathwise).square().sum(-1).mean(0),
         "kappa": (empirical * pathwise).sum(-1).mean(0),
     }
+    if samples.p is not None:
+        strength, V = expected_gain(samples.p, group, kind=kind), matched["V"]
+        means = {"V_mean": V, "delta_mean": (strength - 1).square() * V, "kappa_mean": strength * V}
+        spread = {**_headrooms(samples.p), "reward": samples.p}
+    else:
+        gap, V = empirical - pathwise, _pairs(pathwise, pathwise)
+        # The baseline ties the samples of a group together: E<lambda^_i, lambda^_j> exceeds |g|^2 by this share.
+        tie = {"leave_one_out": 1 / (group - 1) ** 2, "mean": 1 / group**2}.get(kind, 0.0)
+        means = {"V_mean": V, "delta_mean": _pairs(gap, gap) - tie * V, "kappa_mean": _pairs(empirical, pathwise)}
+        spread = {**_sample_headrooms(samples.rewards), "reward": samples.rewards.mean(1)}
+    return {**matched, **means, **spread, "entropy": entropy(samples.log_probs)}
+
+
+def _head_inputs(answer: AnswerPass, vocab: int | None) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(answer.final.dtype, torch.float32)
+    rows = vocab or answer.head.shape[0]
+    return log_policy(answer.logits.to(dtype), vocab=rows), answer.head[:rows].to(dtype)
 
 
 def _pairs(one, two) -> Float[Tensor, " prompts"]:

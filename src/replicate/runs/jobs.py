@@ -94,22 +94,20 @@ def _measure(params: ScaleParameters, checkpoint: Checkpoint, seed: int) -> dict
     readings = []
     for layer in params.MEASURE_LAYERS:
         for policy in get_args(impact.PolicyName):
-            for advantage in get_args(impact.Advantage):
-                # The same stream for every reading: matched samples.
-                generator = torch.Generator(device=params.DEVICE).manual_seed(seed)
-                measured = impact.components(
-                    model,
-                    chosen.tokens,
-                    chosen.labels,
-                    layer=layer,
-                    group_size=params.MEASURE_GROUP,
-                    policy=policy,
-                    generator=generator,
-                    vocab=chosen.vocab,
-                    sigma=params.SIGMA,
-                    advantage=advantage,
-                )
-                row = {name: value for name, value in vars(measured).items() if name != "per_prompt"}
+            # The same stream for every reading: matched samples.
+            measured = impact.components_by_advantage(
+                model,
+                chosen.tokens,
+                chosen.labels,
+                layer=layer,
+                group_size=params.MEASURE_GROUP,
+                policy=policy,
+                generator=torch.Generator(device=params.DEVICE).manual_seed(seed),
+                vocab=chosen.vocab,
+                sigma=params.SIGMA,
+            )
+            for advantage, found_here in measured.items():
+                row = {name: value for name, value in vars(found_here).items() if name != "per_prompt"}
                 readings.append({"layer": layer, "policy": policy, "advantage": advantage, **row})
     return {
         "reward": found.correct.double().mean().item(),
