@@ -42,13 +42,14 @@ _EPS = 1e-4
 class Components:
     """What (24)-(28) measure at one checkpoint, averaged over prompts; ``per_prompt`` holds the same per prompt.
 
-    ``V, delta, kappa`` over matched samples; ``V_mean, delta_mean, kappa_mean`` of the conditional means;
+    ``V, delta, kappa`` over matched samples, ``empirical`` = E|lambda^|^2; ``V_mean, delta_mean, kappa_mean`` of the conditional means;
     ``headroom`` in its primary reading (std); ``entropy`` in nats; ``reward`` the expected reward.
     """
 
     V: float
     delta: float
     kappa: float
+    empirical: float
     V_mean: float
     delta_mean: float
     kappa_mean: float
@@ -192,6 +193,7 @@ def _summary(samples: _Samples, kind: Advantage) -> dict[str, Tensor]:
         "V": pathwise.square().sum(-1).mean(0),
         "delta": (empirical - pathwise).square().sum(-1).mean(0),
         "kappa": (empirical * pathwise).sum(-1).mean(0),
+        "empirical": empirical.square().sum(-1).mean(0),
     }
     if samples.p is not None:
         strength, V = expected_gain(samples.p, group, kind=kind), matched["V"]

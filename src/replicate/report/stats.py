@@ -60,6 +60,17 @@ def block_interval(
     return Estimate(float(statistic(*arrays)), float(low), float(high))
 
 
+def shift_p_value(statistic: Callable[[Series, Series], float], x: Series, y: Series) -> float:
+    """Share of all circular shifts of x (no shift included) whose statistic is at least as large.
+
+    Shifting keeps each series' own smoothness and breaks their alignment, which shuffling would not: a null for
+    neighbours that are alike.
+    """
+    x = np.asarray(x, dtype=float)
+    values = np.array([statistic(np.roll(x, k), y) for k in range(len(x))])
+    return float(np.mean(values >= values[0] - 1e-12))
+
+
 def zscore(x: Series) -> Series:
     """Centred and scaled to unit (population) variance over checkpoints; zeros if constant."""
     x = np.asarray(x, dtype=float)
@@ -116,6 +127,7 @@ def predictors_table(
         x = np.asarray(values, dtype=float)
         rank = block_interval(spearman, x, y, resamples=resamples, seed=seed)
         row = {"predictor": name, "spearman": rank.value, "low": rank.low, "high": rank.high}
+        row["shift_p"] = shift_p_value(spearman, x, y)
         row["partial"] = float("nan") if np.array_equal(x, control) else partial_spearman(x, y, control)
         row["left_out_R2"] = left_out_r2(x, y, gap=1)
         row["regret"] = regret(x, y)

@@ -129,6 +129,8 @@ def _execute(source: str, target: str, parameters: dict[str, Any], attempts: int
     from papermill.exceptions import PapermillExecutionError
 
     os.environ["OMP_NUM_THREADS"] = "1"  # two kernels at once on two cores
+    with open(Path(target).parent / "kernels.log", "a") as log:
+        os.dup2(log.fileno(), 2)  # what kernels say of themselves would tear the progress bar
     for attempt in range(attempts):
         try:
             papermill.execute_notebook(source, target, parameters, kernel_name="python3", progress_bar=False)

@@ -67,7 +67,7 @@ class ScaleParameters(Parameters):
     BUDGETS: list[int] = Field([5, 10], min_length=1)
     PROMPTS: int = Field(16, ge=1)
     GROUP_SIZE: int = Field(8, ge=2)
-    LEARNING_RATE: float = Field(1.0e-3, gt=0)
+    LEARNING_RATE: float = Field(2.0e-4, gt=0)
     BASELINE: Literal["mean", "leave_one_out"] = "mean"
     SCALE: Literal["std", "none"] = "std"
     CLIP: float = Field(0.2, gt=0)

@@ -1,7 +1,9 @@
 """Records as tables (pandas): what notebooks plot and what statistics read."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
@@ -101,3 +103,22 @@ def per_checkpoint(
     by_budget = tables.gains.groupby([*where, "budget"])[["gain", "reward"]].mean().unstack()
     by_budget.columns = [f"{'post' if name == 'reward' else name}_{n}" for name, n in by_budget.columns]
     return frame.merge(response.join(by_budget).reset_index(), on=where).sort_values(where, ignore_index=True)
+
+
+def multiverse(tables: Tables, layers: list[int]) -> pd.DataFrame:
+    """Every reading of the score beside each other: its rank correlation with the mean gain over checkpoints.
+
+    A row per kind (action model, whose Delta: per sample or of the conditional mean, state layer) x signal x headroom.
+    """
+    from replicate.report.stats import spearman
+
+    rows = []
+    for policy, conditional, layer in itertools.product(get_args(PolicyName), (False, True), layers):
+        kind = f"{policy}, {'mean' if conditional else 'sample'}\nlayer {'final' if layer == -1 else layer}"
+        for name, room in itertools.product(get_args(Signal), get_args(Headroom)):
+            frame = per_checkpoint(
+                tables, policy=policy, layer=layer, kind=name, headroom=room, conditional=conditional
+            )
+            score = spearman(frame.S.to_numpy(), frame.gain.to_numpy())
+            rows.append({"kind": kind, "signal": name, "headroom": room, "spearman": score})
+    return pd.DataFrame(rows)
