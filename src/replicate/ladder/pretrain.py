@@ -23,16 +23,14 @@ from transformers import Olmo2Config, Olmo2ForCausalLM
 from replicate.ladder import corpus
 from replicate.ladder.checkpoints import Ladder, open_ladder, snapshot_name
 
-# Fixed, so that the weights do not depend on how many cores a machine has.
-THREADS = 2
-
 
 @dataclass(frozen=True)
 class TinyLadder:
     """Everything that decides the weights of the ladder's checkpoints.
 
     ``steps`` updates of ``batch`` x ``context`` tokens, a checkpoint at step 0 and after every ``every`` updates;
-    AdamW with a linear warm-up to ``learning_rate`` and a constant rate from there.
+    AdamW with a linear warm-up to ``learning_rate`` and a constant rate from there. ``threads`` is among them because
+    sums over more threads differ in their last bits: the weights must not depend on a machine's cores or its load.
     """
 
     seed: int = 0
@@ -45,11 +43,14 @@ class TinyLadder:
     batch: int = 64
     learning_rate: float = 2e-3
     warmup: int = 50
+    threads: int = 2
     mixture: corpus.Mixture = field(default_factory=corpus.Mixture)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.every < 1 or self.steps % self.every:
-            raise ValueError(f"steps, every: expected steps a multiple of every, got {self.steps} and {self.every}")
+            raise ValueError(
+                f"steps, every: expected steps a multiple of every, got {self.steps} and {self.every}"
+            )
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ValueError(f"hidden, heads: expected an even head size, got {self.hidden} and {self.heads}")
 
@@ -103,7 +104,7 @@ def train(spec: TinyLadder, folder: str | os.PathLike, *, progress: bool = True)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
         if not (root / "LADDER").is_file():
-            with _threads(THREADS):
+            with fixed_threads(spec.threads):
                 _train(spec, root, progress)
     return open_ladder(root)
 
@@ -123,7 +124,9 @@ def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
     if start == 0:
         _save(spec, 0, model, optimizer, words, root)
     chain = corpus.prose_chain(spec.seed)
-    bar = tqdm(total=spec.steps, initial=start, desc="pretrain tiny OLMo-2", unit="step", disable=not progress)
+    bar = tqdm(
+        total=spec.steps, initial=start, desc="pretrain tiny OLMo-2", unit="step", disable=not progress
+    )
     with bar:
         for step in range(start, spec.steps):
             for group in optimizer.param_groups:
@@ -174,7 +177,8 @@ def _millions(model: torch.nn.Module) -> str:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def fixed_threads(count: int) -> Iterator[None]:
+    """torch computes on exactly ``count`` threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

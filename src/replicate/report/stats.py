@@ -52,7 +52,9 @@ def block_interval(
     from arch.bootstrap import CircularBlockBootstrap
 
     arrays = [np.asarray(s, dtype=float) for s in series]
-    bootstrap = CircularBlockBootstrap(block_length(len(arrays[0])), *arrays, seed=np.random.default_rng(seed))
+    bootstrap = CircularBlockBootstrap(
+        block_length(len(arrays[0])), *arrays, seed=np.random.default_rng(seed)
+    )
     draws = np.array([statistic(*data) for data, _ in bootstrap.bootstrap(resamples)])
     draws = draws[np.isfinite(draws)]
     tail = 100 * (1 - level) / 2

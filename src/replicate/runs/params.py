@@ -50,6 +50,7 @@ class ScaleParameters(Parameters):
     TINY_CONTEXT: int = Field(32, ge=12)
     TINY_BATCH: int = Field(64, ge=1)
     TINY_LEARNING_RATE: float = Field(6.0e-3, gt=0)
+    TINY_THREADS: int = Field(1, ge=1)
     TINY_RECORDS: float = Field(0.5, ge=0, le=1)
     TINY_LABEL_DOCUMENTS: float = Field(0.5, ge=0, le=1)
     # The task.
@@ -83,7 +84,9 @@ class ScaleParameters(Parameters):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.TINY_STEPS % self.TINY_EVERY:
-            raise ValueError(f"TINY_STEPS must be a multiple of TINY_EVERY ({self.TINY_EVERY}), got {self.TINY_STEPS}")
+            raise ValueError(
+                f"TINY_STEPS must be a multiple of TINY_EVERY ({self.TINY_EVERY}), got {self.TINY_STEPS}"
+            )
         if self.TINY_RECORDS + self.TINY_LABEL_DOCUMENTS > 1:
             raise ValueError("TINY_RECORDS + TINY_LABEL_DOCUMENTS must not exceed 1")
         for name in ("RL_SEEDS", "BUDGETS", "MEASURE_LAYERS"):

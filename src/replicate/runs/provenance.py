@@ -20,7 +20,17 @@ from replicate.runs.params import ScaleParameters
 from replicate.runs.store import write_text
 
 _PACKAGES = (
-    *("replicate", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "statsmodels"),
+    *(
+        "replicate",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "scipy",
+        "pandas",
+        "statsmodels",
+    ),
     *("arch", "seaborn", "matplotlib", "pydantic", "pyarrow", "papermill", "jupyterlab", "ray"),
 )
 
@@ -96,9 +106,15 @@ def _commit() -> str | None:
     """The source tree's commit, with ``+`` if the tree has changes; None outside a checkout."""
     tree = Path(__file__).resolve().parents[3]
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True
+        )
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=tree, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
