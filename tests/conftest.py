@@ -17,9 +17,15 @@ def _one_thread():
 
 # Small, and quick to learn where the labels stand: three checkpoints that differ.
 SPEC = TinyLadder(
-    steps=40, every=20, layers=2, hidden=32, heads=2, context=32, batch=16, learning_rate=6e-3, threads=1,
+    steps=40, every=20, layers=2, hidden=32, heads=2, context=32, batch=16, learning_rate=6e-3,
     mixture=Mixture(records=0.3, label_documents=0.6, labels=4),
 )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def spec():
+    """The parameters of the session's ladder."""
+    return SPEC
 
 
 @pytest.fixture(scope="session")

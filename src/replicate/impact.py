@@ -42,7 +42,8 @@ _EPS = 1e-4
 class Components:
     """What (24)-(28) measure at one checkpoint, averaged over prompts; ``per_prompt`` holds the same per prompt.
 
-    ``V, delta, kappa`` over matched samples, ``empirical`` = E|lambda^|^2; ``V_mean, delta_mean, kappa_mean`` of the conditional means;
+    ``V, delta, kappa`` over matched samples, ``empirical`` = E|lambda^|^2 (not in the paper);
+    ``V_mean, delta_mean, kappa_mean`` of the conditional means;
     ``headroom`` in its primary reading (std); ``entropy`` in nats; ``reward`` the expected reward.
     """
 

@@ -95,7 +95,7 @@ class Splitting:
 
     def encode(self, text, **options):
         ids = self.inner.encode(text, **options)
-        return ids + [7] if text.split()[-1] in LABELS else ids
+        return [*ids, 7] if text.split()[-1] in LABELS else ids
 
 
 def test_a_label_of_two_tokens_is_refused():

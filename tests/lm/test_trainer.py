@@ -168,7 +168,7 @@ def test_one_update_is_a_step_down_the_gradient_of_the_loss():
 
 
 def test_rl_raises_the_reward_and_a_flipped_reward_lowers_it():
-    """From chance, forty updates towards the reward gain; the wrong sign loses. A trainer that ignores rewards fails."""
+    """Forty updates towards the reward gain; the wrong sign loses. A trainer that ignores rewards fails."""
     gain = {}
     for sign in (1, -1):
         model_curves, _ = _with_reward(lambda t, y, s=sign: s * exact_match(t, y))

@@ -19,9 +19,14 @@ from filelock import FileLock
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import Olmo2Config, Olmo2ForCausalLM
+from transformers.utils import logging
 
 from replicate.ladder import corpus
 from replicate.ladder.checkpoints import Ladder, open_ladder, snapshot_name
+
+# Sums over threads differ in their last bits with the number of threads. Fixed, neither weights nor records depend on
+# the machine or on what runs beside; at one, models this small lose little and do not suffer on a busy machine.
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,7 @@ class TinyLadder:
     """Everything that decides the weights of the ladder's checkpoints.
 
     ``steps`` updates of ``batch`` x ``context`` tokens, a checkpoint at step 0 and after every ``every`` updates;
-    AdamW with a linear warm-up to ``learning_rate`` and a constant rate from there. ``threads`` is among them because
-    sums over more threads differ in their last bits: the weights must not depend on a machine's cores or its load.
+    AdamW with a linear warm-up to ``learning_rate`` and a constant rate from there.
     """
 
     seed: int = 0
@@ -43,7 +47,6 @@ class TinyLadder:
     batch: int = 64
     learning_rate: float = 2e-3
     warmup: int = 50
-    threads: int = 2
     mixture: corpus.Mixture = field(default_factory=corpus.Mixture)
 
     def __post_init__(self) -> None:
@@ -104,12 +107,13 @@ def train(spec: TinyLadder, folder: str | os.PathLike, *, progress: bool = True)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
         if not (root / "LADDER").is_file():
-            with fixed_threads(spec.threads):
+            with fixed_threads():
                 _train(spec, root, progress)
     return open_ladder(root)
 
 
 def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
+    logging.disable_progress_bar()  # one for every snapshot written would drown the bar below
     words = corpus.tokenizer()
     model = tiny_olmo2(
         layers=spec.layers,
@@ -177,7 +181,7 @@ def _millions(model: torch.nn.Module) -> str:
 
 
 @contextmanager
-def fixed_threads(count: int) -> Iterator[None]:
+def fixed_threads(count: int = THREADS) -> Iterator[None]:
     """torch computes on exactly ``count`` threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

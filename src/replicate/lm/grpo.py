@@ -53,10 +53,8 @@ def group_advantages(
     # Measured from the group's first reward, equal rewards are zeros before any rounding can happen.
     shifted = rewards - rewards[:, :1]
     centred = shifted - shifted.mean(dim=1, keepdim=True)
-    if baseline == "leave_one_out":
-        advantages = centred * (group / (group - 1))
-    else:
-        advantages = centred
+    # R_i - mean of the others = (R_i - mean of all) x G / (G - 1).
+    advantages = centred * (group / (group - 1)) if baseline == "leave_one_out" else centred
     if scale == "std":
         advantages = advantages / (shifted.std(dim=1, keepdim=True) + eps)
     return advantages

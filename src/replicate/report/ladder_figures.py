@@ -103,7 +103,7 @@ def gains(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def prediction(frame: pd.DataFrame, *, names: tuple[str, str] = ("S", "V")) -> "Figure":
+def prediction(frame: pd.DataFrame, *, names: tuple[str, ...] = ("S", "V")) -> "Figure":
     """Figure 1: measured gain and the gain predicted by an affine map of a score, for two scores; beside each the
     scatter of the same numbers, coloured by J_0."""
     figure, axes = _panels(len(names), 2, width=9.2, height=3.1 * len(names), widths=(1.7, 1))

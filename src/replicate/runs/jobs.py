@@ -23,10 +23,6 @@ from replicate.runs.params import ScaleParameters
 Experiment = Literal["measure", "rl"]
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 
-# Sums over threads differ in their last bits with the number of threads. Fixed, records do not depend on the machine or
-# on how many jobs run beside each other; at one, two jobs on two cores are faster than one job on both.
-THREADS = 1
-
 _TASK = ("SEED", "LABELS", "FILLER", "EVAL_PROMPTS", "DEVICE", "DTYPE")
 _SETTINGS: dict[Experiment, tuple[str, ...]] = {
     "measure": (*_TASK, "MEASURE_PROMPTS", "MEASURE_GROUP", "MEASURE_LAYERS", "SIGMA"),
@@ -68,7 +64,6 @@ def tiny_ladder(params: ScaleParameters) -> TinyLadder:
         context=params.TINY_CONTEXT,
         batch=params.TINY_BATCH,
         learning_rate=params.TINY_LEARNING_RATE,
-        threads=params.TINY_THREADS,
         mixture=Mixture(
             records=params.TINY_RECORDS, label_documents=params.TINY_LABEL_DOCUMENTS, labels=params.LABELS
         ),
@@ -92,7 +87,7 @@ def run(
     wanted: Sequence[int],
 ) -> dict[int, dict[str, Any]]:
     """Runs the jobs of one checkpoint and experiment; results by seed."""
-    with fixed_threads(THREADS):
+    with fixed_threads():
         if experiment == "measure":
             return {seed: _measure(params, checkpoint, seed) for seed in wanted}
         return _rl(params, checkpoint, list(wanted))

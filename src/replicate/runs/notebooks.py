@@ -55,7 +55,7 @@ class NotebookRun:
         return jobs.ladder(self.params)
 
     def tables(self) -> tables.Tables:
-        """The records of this run as tables. Jobs without a record are run first; failed ones are named and left out."""
+        """The records of this run as tables. Jobs without a record run first; failed ones are named."""
         outcome = sweep(self.params, ladder=self.ladder)
         for row in outcome.failed:
             print(f"failed: {row['experiment']} at {row['checkpoint']}: {row['error']}")

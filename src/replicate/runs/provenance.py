@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from replicate.ladder.checkpoints import Ladder
+from replicate.ladder.pretrain import THREADS
 from replicate.runs import jobs
 from replicate.runs.params import ScaleParameters
 from replicate.runs.store import write_text
@@ -80,7 +81,7 @@ def hardware() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
-        "job_threads": jobs.THREADS,
+        "job_threads": THREADS,
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 
