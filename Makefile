@@ -44,8 +44,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Executes the notebooks in place, in reading order, and strips what changes from run to run.
+# Executes the notebooks in place, in reading order, and strips what changes from run to run. The sweep comes first so
+# that no progress bar stands in a committed output.
 notebooks: $(READY)
+	$(BIN)/replicate sweep -f params/smoke.yaml --workers 2
 	for notebook in notebooks/*.ipynb; do \
 		$(BIN)/papermill --no-progress-bar -k python3 $$notebook $$notebook || exit 1; \
 		$(NBSTRIP) $$notebook || exit 1; \

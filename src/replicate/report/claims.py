@@ -107,11 +107,7 @@ class Verdicts:
 
     def _repr_markdown_(self) -> str:
         head = "| claim | where | quantity | criterion | met | verdict |\n|---|---|---|---|---|---|\n"
-        return head + "\n".join(
-            f"| {r.claim} | {r.where} | {r.quantity}{f' = {r.shown}' if r.shown else ''} | {r.criterion} "
-            f"| {'PASS' if r.passed else 'FAIL'} | **{r.verdict}** |"
-            for r in self.rows
-        )
+        return head + "\n".join(_row(r) for r in self.rows)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes ``folder/<notebook>.json`` in one step and returns its path."""
@@ -140,7 +136,16 @@ def claims_map(tables: list[Verdicts]) -> str:
     """A Markdown table of all claims with their verdicts, one row each, naming the notebook and the source."""
     head = "| where | claim | verdict | measured on | notebook |\n|---|---|---|---|---|\n"
     return head + "\n".join(
-        f"| {r.where} | {r.claim} | **{r.verdict}** | {r.source} | {table.notebook} |"
-        for table in tables
-        for r in table
+        _cells(r.where, r.claim, f"**{r.verdict}**", r.source, table.notebook) for table in tables for r in table
     )
+
+
+def _row(r: Verdict) -> str:
+    quantity = f"{r.quantity} = {r.shown}" if r.shown else r.quantity
+    met = "-" if r.value is None and r.passed else "PASS" if r.passed else "FAIL"
+    return _cells(r.claim, r.where, quantity, r.criterion, met, f"**{r.verdict}**")
+
+
+def _cells(*cells: str) -> str:
+    # A bar inside a cell, as in |z|, would end it.
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
