@@ -45,7 +45,6 @@ def answer_pass(model: nn.Module, tokens: Int[Tensor, "prompts length"], *, laye
     if layer < depth:
         module = model.get_input_embeddings() if layer == 0 else blocks(model)[layer - 1]
         hooks.append(module.register_forward_hook(lambda _, __, output: _cut(seen, output)))
-        hooks += [m.register_forward_pre_hook(_last_position) for m in _read_at_the_answer_only(model)]
     try:
         with frozen(model), torch.set_grad_enabled(layer < depth):
             logits = model(input_ids=tokens, logits_to_keep=1, use_cache=False).logits[:, -1]
@@ -68,11 +67,6 @@ def pull_back(
     """
     if answer.state is None:
         return costates
-    if len(costates) == 1:  # batching one sample would only add its own cost
-        (grad,) = torch.autograd.grad(
-            answer.final, answer.state, costates[0].to(answer.final.dtype), retain_graph=True
-        )
-        return grad.flatten(1)[None]
     (grads,) = torch.autograd.grad(
         answer.final, answer.state, costates.to(answer.final.dtype), is_grads_batched=True, retain_graph=True
     )
@@ -99,21 +93,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for p in asked:
             p.requires_grad_(True)
-
-
-def _read_at_the_answer_only(model: nn.Module) -> list[nn.Module]:
-    """What comes after the last mixing of positions: the last block's attention output and MLP.
-
-    Fed with the answer position alone, they save a good part of both passes. Their output is then added to
-    the residual at every position, which is right at the answer position and wrong, but unread, at the others.
-    """
-    last = blocks(model)[-1]
-    found = (getattr(getattr(last, "self_attn", None), "o_proj", None), getattr(last, "mlp", None))
-    return [module for module in found if isinstance(module, nn.Module)]
-
-
-def _last_position(_, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (inputs[0][:, -1:], *inputs[1:])
 
 
 def _cut(seen: dict[str, Tensor], output):
