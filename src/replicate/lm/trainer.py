@@ -92,7 +92,7 @@ def train(
     device = pool.tokens.device
     draws = [torch.Generator(device=device).manual_seed(_stream(seed)) for seed in seeds]
     optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     curves = [Curve(seed) for seed in seeds]
     start = _held_out_log_policy(policy, held_out)
