@@ -1,0 +1,78 @@
+"""How far apart two numbers are: relative errors for exact identities, z-scores and slopes for statistical ones."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+
+def relative_error(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
+    """|x - y| / max(|x|, |y|) in the Euclidean norm over all entries; 0 when both vanish, NaN when either has one.
+
+    Raises ``ValueError`` when the shapes differ, so that nothing is broadcast into agreement.
+    """
+    if x.shape != y.shape:
+        raise ValueError(f"y: expected the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    scale = max(x.norm().item(), y.norm().item())
+    return (x - y).norm().item() / scale if scale != 0 else 0.0
+
+
+class ZTest(NamedTuple):
+    """The means of ``n`` samples against a truth: standard errors and z-scores per coordinate."""
+
+    n: int
+    mean: Float[Tensor, " dim"]
+    standard_error: Float[Tensor, " dim"]
+    z: Float[Tensor, " dim"]
+
+    @property
+    def worst(self) -> float:
+        """The largest |z| over the coordinates."""
+        return self.z.abs().max().item()
+
+
+def z_test(samples: Float[Tensor, "n dim"], truth: Float[Tensor, " dim"]) -> ZTest:
+    """Tests E[samples] = truth in each coordinate, with the standard error estimated from the samples.
+
+    ``samples`` are independent rows. A coordinate whose samples are all alike has no standard error: its z is 0 if it
+    equals the truth to 1e-12 relative and infinite otherwise. Raises ``ValueError`` for fewer than two rows.
+    """
+    n = samples.shape[0]
+    if n < 2:
+        raise ValueError(f"samples: expected at least 2 rows for a standard error, got {n}")
+    mean, error = samples.mean(0), samples.std(0) / n**0.5
+    gap = mean - truth
+    round_off = 1e-12 * torch.maximum(mean.abs(), truth.abs())
+    constant = torch.where(gap.abs() <= round_off, 0.0, torch.inf)
+    return ZTest(n, mean, error, torch.where(error > round_off, gap / error, constant))
+
+
+def worst_z_bound(dim: int, *, false_alarm: float = 1e-4) -> float:
+    """The |z| that the worst of ``dim`` unbiased coordinates exceeds with probability at most ``false_alarm``."""
+    return float(stats.norm.isf(false_alarm / (2 * dim)))
+
+
+class Slope(NamedTuple):
+    """A fitted slope with the ends of its 95 % interval (Student's t)."""
+
+    slope: float
+    low: float
+    high: float
+
+
+def log_slope(x: list[float] | np.ndarray, y: list[float] | np.ndarray, *, log_x: bool = True) -> Slope:
+    """Least-squares slope of log y against log x (or against x), with its 95 % interval.
+
+    Raises ``ValueError`` with fewer than three points or values that have no logarithm.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) < 3 or len(x) != len(y):
+        raise ValueError(f"x, y: expected at least 3 points each, got {len(x)} and {len(y)}")
+    if (y <= 0).any() or (log_x and (x <= 0).any()):
+        raise ValueError("x, y: expected positive values for a logarithm, got some that are not")
+    fit = stats.linregress(np.log(x) if log_x else x, np.log(y))
+    half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+    return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half))
