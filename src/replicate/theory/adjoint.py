@@ -1,8 +1,8 @@
 """Costates and value gradients: equations (5) to (9), each by routes that share no derivative code.
 
-The costate is lambda_t = dG_t/ds_t along one noise realisation (5). Here it comes from the backward recursion (6), from
-autograd through the unrolled rollout, and from finite differences; the parameter gradient (7) from the costates, from
-forward sensitivities, from backpropagation through time, and from finite differences.
+The costate is lambda_t = dG_t/ds_t along one noise realisation (5). Here it comes from the backward recursion
+(6), from autograd through the unrolled rollout, and from finite differences; the parameter gradient (7) from
+the costates, from forward sensitivities, from backpropagation through time, and from finite differences.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,17 @@ from torch.func import grad, jacfwd, jacrev, vmap
 from replicate.theory.rollout import (
     DifferentiableMDP,
     check_gamma,
-    rollout,
+    check_rollout_arguments,
     returns_to_go,
+    rollout,
     sampled_return,
 )
 
 
 class Partials(NamedTuple):
-    """All partial derivatives along a batch of trajectories, in the paper's letters; leading axes [batch, horizon]."""
+    """All partial derivatives along a batch of trajectories, in the paper's letters; leading axes [batch,
+    horizon].
+    """
 
     f_s: Float[Tensor, "batch horizon state state"]
     f_a: Float[Tensor, "batch horizon state action"]
@@ -55,7 +58,9 @@ def partials(
     *,
     transition_noise: Float[Tensor, "batch horizon state"] | None = None,
 ) -> Partials:
-    """The partial derivatives of f, r, pi and the terminal reward along the rollout from ``s0`` with this noise."""
+    """The partial derivatives of f, r, pi and the terminal reward along the rollout from ``s0`` with this
+    noise.
+    """
     path = rollout(mdp, s0, noise, transition_noise=transition_noise)
     s, a = path.states[:, :-1], path.actions
     zeta = torch.zeros_like(s) if transition_noise is None else transition_noise
@@ -74,7 +79,9 @@ def adjoint_recursion(
     *,
     gamma: float | int,
 ) -> Float[Tensor, "batch horizon+1 state"]:
-    """lambda_t = D_s r_t + gamma (D_s f_t)^T lambda_{t+1}, from lambda_T = ``terminal`` backwards: equation (6)."""
+    """lambda_t = D_s r_t + gamma (D_s f_t)^T lambda_{t+1}, from lambda_T = ``terminal`` backwards: equation
+    (6).
+    """
     check_gamma(gamma)
     costate = [terminal]
     for t in reversed(range(Dr.shape[1])):
@@ -92,8 +99,8 @@ def costates(
 ) -> Float[Tensor, "batch horizon+1 state"]:
     """lambda_t for t = 0..T by the recursion (6); the last row is the terminal reward's gradient (or zero).
 
-    Units: reward per unit of state. No transition noise means zeros. Raises ``ValueError`` for a discount outside
-    [0, 1] or shapes that do not fit the task.
+    Units: reward per unit of state. No transition noise means zeros. Raises ``ValueError`` for a discount
+    outside [0, 1] or shapes that do not fit the task.
     """
     check_gamma(gamma)
     d = partials(mdp, s0, noise, transition_noise=transition_noise)
@@ -118,7 +125,9 @@ def costates_by_autograd(
     gamma: float | int,
     transition_noise: Float[Tensor, "batch horizon state"] | None = None,
 ) -> Float[Tensor, "batch horizon+1 state"]:
-    """Definition (5) taken literally: the rollout is started anew at each s_t and G_t differentiated by autograd."""
+    """Definition (5) taken literally: the rollout is started anew at each s_t and G_t differentiated by
+    autograd.
+    """
     states = rollout(mdp, s0, noise, transition_noise=transition_noise).states
     rows = []
     for t, s in enumerate(states.unbind(1)):
@@ -152,7 +161,7 @@ def costates_by_finite_differences(
 def finite_differences(
     f: Callable[[Tensor], Tensor], x: Float[Tensor, "batch dim"], *, step: float = 2e-3
 ) -> Float[Tensor, "batch dim"]:
-    """Row-wise gradient of f: [batch, dim] -> [batch] by central differences, extrapolated once (Richardson)."""
+    """Row-wise gradient of f: [batch, dim] -> [batch] by extrapolated central differences."""
 
     def central(h: float) -> Tensor:
         shifts = h * torch.eye(x.shape[1], dtype=x.dtype)
@@ -173,16 +182,16 @@ def policy_gradient(
     check_gamma(gamma)
     d = partials(mdp, s0, noise, transition_noise=transition_noise)
     costate = adjoint_recursion(d.Dr, d.Df, d.terminal, gamma=gamma)
-    signal = action_signals(d, costate, gamma=gamma)
+    signal = action_signals(d, costate[:, 1:], gamma=gamma)
     discounts = gamma ** torch.arange(noise.shape[1], dtype=s0.dtype)
     return torch.einsum("t,btap,bta->bp", discounts, d.pi_theta, signal)  # (7)
 
 
 def action_signals(
-    d: Partials, costate: Float[Tensor, "batch horizon+1 state"], *, gamma: float | int
+    d: Partials, following: Float[Tensor, "batch horizon state"], *, gamma: float | int
 ) -> Float[Tensor, "batch horizon action"]:
-    """r_a + gamma f_a^T lambda_{t+1}: what reaches the action at t, the derivative of G_t in a_t."""
-    return d.r_a + gamma * _apply(d.f_a.mT, costate[:, 1:])
+    """r_a + gamma f_a^T lambda_{t+1}, i.e. dG_t/da_t; ``following`` holds lambda_1 to lambda_T."""
+    return d.r_a + gamma * _apply(d.f_a.mT, following)
 
 
 def policy_gradient_by_sensitivities(
@@ -195,14 +204,17 @@ def policy_gradient_by_sensitivities(
 ) -> Float[Tensor, "batch params"]:
     """dG_0/dtheta forwards: X_t = ds_t/dtheta is carried along with the rollout (forward mode, no costate).
 
-    X_0 = 0, X_{t+1} = D_s f X_t + D_theta f, and dG_0/dtheta = sum_t gamma^t (D_s r X_t + D_theta r) + gamma^T
-    (dr_T/ds) X_T; the total derivatives come from one forward-mode Jacobian of the closed loop each step.
+    X_0 = 0, X_{t+1} = D_s f X_t + D_theta f, and dG_0/dtheta = sum_t gamma^t (D_s r X_t + D_theta r) +
+    gamma^T (dr_T/ds) X_T; the total derivatives come from one forward-mode Jacobian of the closed loop each
+    step.
     """
 
     def closed_loop(s: Tensor, theta: Tensor, xi: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor]:
         a = mdp.policy(s, xi, theta)
         return mdp.transition(s, a, zeta), mdp.reward(s, a)
 
+    check_gamma(gamma)
+    check_rollout_arguments(mdp, s0, noise, transition_noise)
     derivative = vmap(jacfwd(closed_loop, (0, 1)), (0, None, 0, 0))
     s, X = s0, s0.new_zeros(*s0.shape, len(mdp.theta))
     total = s0.new_zeros(len(s0), len(mdp.theta))
@@ -228,6 +240,7 @@ def policy_gradient_by_autograd(
         zeta = None if transition_noise is None else zeta[None]
         return sampled_return(mdp, s[None], xi[None], gamma=gamma, theta=theta, transition_noise=zeta)[0]
 
+    check_rollout_arguments(mdp, s0, noise, transition_noise)
     zeta = torch.zeros_like(noise) if transition_noise is None else transition_noise
     return vmap(grad(one), (None, 0, 0, 0))(mdp.theta, s0, noise, zeta)
 
@@ -265,9 +278,9 @@ def score_costates(
     """Costates of the score-function surrogate: actions held at their sampled values, credit through log pi.
 
     lambda^_t = r_s + (G_t - b_t) dlog pi(a_t given s_t)/ds_t + gamma f_s^T lambda^_{t+1}: differentiating
-    V_t(s) = E[r + gamma V_{t+1}(f(s, a))] with a ~ pi(. given s) shows that its mean given s_t is g_t(s_t), for any
-    additive noise. A policy-gradient surrogate treats rewards as constants, i.e. drops r_s (and the terminal
-    gradient): ``reward_path=False``. ``baseline`` may depend on s_t only.
+    V_t(s) = E[r + gamma V_{t+1}(f(s, a))] with a ~ pi(. given s) shows that its mean given s_t is g_t(s_t),
+    for any additive noise. A policy-gradient surrogate treats rewards as constants, i.e. drops r_s (and the
+    terminal gradient): ``reward_path=False``. ``baseline`` may depend on s_t only.
     """
     path = rollout(mdp, s0, noise)
     s, a = path.states[:, :-1], path.actions

@@ -1,11 +1,13 @@
-"""The score-function and the pathwise estimator of d/dmu E[phi(mu + xi)], equations (2), (3) and Lemma 1, (10).
+"""The score-function and the pathwise estimator of d/dmu E[phi(mu + xi)], equations (2), (3) and Lemma 1,
+(10).
 
-Every sample of either estimator is returned, not only the mean, so that means, variances and covariances are the
-caller's to take. Both estimators draw the same noise from generators in the same state.
+Every sample of either estimator is returned, not only the mean, so that means, variances and covariances are
+the caller's to take. Both estimators draw the same noise from generators in the same state.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,7 +20,9 @@ Phi = Callable[[Tensor], Tensor]
 
 
 class Logistic(Distribution):
-    """The logistic law with location 0: density e^(-x/s) / (s (1 + e^(-x/s))^2). torch.distributions has none."""
+    """The logistic law with location 0: density e^(-x/s) / (s (1 + e^(-x/s))^2). torch.distributions has
+    none.
+    """
 
     arg_constraints = {"scale": constraints.positive}  # noqa: RUF012  (torch's own convention)
     support = constraints.real
@@ -32,14 +36,15 @@ class Logistic(Distribution):
         x = value / self.scale
         return -x - 2 * torch.nn.functional.softplus(-x) - self.scale.log()
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008  (torch's own signature)
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Inverse-CDF samples from uniforms kept off 0, where the logit is infinite."""
-        u = torch.rand(self._extended_shape(sample_shape), dtype=torch.float64).clamp(min=1e-300)
+        u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=torch.float64).clamp(min=1e-300)
         return self.scale * (u.log() - (-u).log1p())
 
 
 def shift_families(scale: float | int = 1.0) -> dict[str, Distribution]:
-    """Noise laws that meet Lemma 1's conditions, of standard deviation ``scale`` each; Gumbel's mean is not 0.
+    """Noise laws that meet Lemma 1's conditions, of standard deviation ``scale`` each; Gumbel's mean is not
+    0.
 
     Laplace's density has a kink and Student's t (5 degrees of freedom) heavy tails; both vanish at infinity.
     """
@@ -59,8 +64,9 @@ def draw(
 ) -> Float[Tensor, "{samples} {dim}"]:
     """``samples`` rows of ``dim`` components from ``noise``, in float64, from ``generator`` alone.
 
-    ``noise`` is a scalar law (components independent), one with batch shape [dim], or one with event shape [dim].
-    torch.distributions only know the global generator, so that one is seeded from ours and put back afterwards.
+    ``noise`` is a scalar law (components independent), one with batch shape [dim], or one with event shape
+    [dim]. torch.distributions only know the global generator, so that one is seeded from ours and put back
+    afterwards.
     """
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
@@ -92,8 +98,9 @@ def score_function(
 ) -> Float[Tensor, "{samples} dim"]:
     """Per-sample phi(a) dlog p(a - mu)/dmu with a = mu + xi, xi ~ ``noise``: equation (2).
 
-    ``phi`` maps [samples, dim] to [samples] and need not be differentiable nor continuous. A constant ``baseline`` is
-    subtracted from it. Raises ``ValueError`` for an empty sample, a law that does not fit ``mu``, or a bad phi.
+    ``phi`` maps [samples, dim] to [samples] and need not be differentiable nor continuous. A constant
+    ``baseline`` is subtracted from it. Raises ``ValueError`` for an empty sample, a law that does not fit
+    ``mu``, or a bad phi.
     """
     xi = draw(noise, samples, len(mu), generator=generator)
     value = _evaluate(phi, mu + xi) - baseline
@@ -111,7 +118,8 @@ def pathwise(
 ) -> Float[Tensor, "{samples} dim"]:
     """Per-sample (da/dmu)^T dphi/da = dphi/da at a = mu + xi, xi ~ ``noise``: equation (3).
 
-    Where ``phi`` is piecewise constant this is zero, whatever the true gradient. Errors as :func:`score_function`.
+    Where ``phi`` is piecewise constant this is zero, whatever the true gradient. Errors as
+    :func:`score_function`.
     """
     a = (mu + draw(noise, samples, len(mu), generator=generator)).detach().requires_grad_()
     value = _evaluate(phi, a).sum()
@@ -128,7 +136,8 @@ def _evaluate(phi: Phi, a: Tensor) -> Tensor:
 def optimal_baseline(
     phi: Phi, mu: Float[Tensor, " dim"], noise: Distribution, samples: int, *, generator: torch.Generator
 ) -> float:
-    """The constant b that minimises the total variance of (phi - b) score: E[phi |score|^2] / E|score|^2, sampled.
+    """The constant b that minimises the total variance of (phi - b) score: E[phi |score|^2] / E|score|^2,
+    sampled.
 
     Estimate it on other samples than those it is used on; with itself it would bias the gradient.
     """
@@ -145,11 +154,12 @@ def quadratic_variances(
     *,
     baseline: float | int = 0.0,
 ) -> tuple[float, float]:
-    """Exact total variances (SF, PD) of the two estimators for phi(a) = a^T H a / 2 + b^T a and Gaussian noise.
+    """Exact total variances (SF, PD) of the two estimators for phi(a) = a^T H a / 2 + b^T a and Gaussian
+    noise.
 
-    With e standard normal, a = mu + sigma e, v = H mu + b and c = phi(mu) - baseline: PD is v + sigma H e and SF is
-    (c + sigma v.e + sigma^2 e^T H e / 2) e / sigma; the moments are those of e, E[q(e) |e|^2] = (d + k) E[q(e)] for
-    q homogeneous of degree k. ``H`` must be symmetric.
+    With e standard normal, a = mu + sigma e, v = H mu + b and c = phi(mu) - baseline: PD is v + sigma H e and
+    SF is (c + sigma v.e + sigma^2 e^T H e / 2) e / sigma; the moments are those of e, E[q(e) |e|^2] = (d + k)
+    E[q(e)] for q homogeneous of degree k. ``H`` must be symmetric.
     """
     if not torch.allclose(H, H.T, rtol=1e-12, atol=0):
         raise ValueError("H: expected a symmetric matrix, got one that is not")
@@ -168,7 +178,8 @@ def quadratic_variances(
 def lemma_sides(phi: Phi, mu: float, noise: Distribution) -> tuple[float, float]:
     """Both sides of (10) for one action with dmu/dtheta = 1, by adaptive quadrature: (SF, PD), no sampling.
 
-    ``phi`` maps [n, 1] to [n] and is differentiable; it may grow at most as fast as the noise's moments allow.
+    ``phi`` maps [n, 1] to [n] and is differentiable; it may grow at most as fast as the noise's moments
+    allow.
     """
     as_row = lambda x: torch.tensor([[float(x)]], dtype=torch.float64)  # noqa: E731
     slope = vmap(grad(lambda a: phi(a[None])[0]))
@@ -187,10 +198,10 @@ def lemma_sides(phi: Phi, mu: float, noise: Distribution) -> tuple[float, float]
 
 def _integrate(f: Callable[[float], float], noise: Distribution) -> float:
     low, high = support_ends(noise)
-    # A break at 0 keeps Laplace's kink on a node; breaks at 20 scales keep the adaptive rule from missing the bulk.
+    # A break at 0 keeps Laplace's kink on a node; breaks at 20 scales keep the adaptive rule from missing the
+    # bulk.
     breaks = [x for x in (-20.0, -3.0, 0.0, 3.0, 20.0) if low < x < high]
-    ends = [low, *breaks, high]
-    pieces = zip(ends[:-1], ends[1:], strict=True)
+    pieces = itertools.pairwise([low, *breaks, high])
     return math.fsum(integrate.quad(f, a, b, epsabs=1e-13, epsrel=1e-12, limit=200)[0] for a, b in pieces)
 
 

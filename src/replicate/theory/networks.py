@@ -1,4 +1,4 @@
-"""A one-hidden-layer network whose parameters are one flat vector, so that theta is a vector as in the paper."""
+"""A one-hidden-layer network whose parameters are one flat vector theta, as in the paper."""
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ def mlp_size(inputs: int, hidden: int, outputs: int) -> int:
 def mlp_init(
     inputs: int, hidden: int, outputs: int, *, generator: torch.Generator, scale: float | int = 1.0
 ) -> Float[Tensor, " params"]:
-    """Gaussian weights of variance scale^2 / fan-in (biases too, so that no derivative vanishes by symmetry)."""
+    """Gaussian weights of variance scale^2 / fan-in (biases too: no symmetry, no zero derivative)."""
     first = torch.randn((inputs + 1) * hidden, generator=generator, dtype=torch.float64) / inputs**0.5
     second = torch.randn((hidden + 1) * outputs, generator=generator, dtype=torch.float64) / hidden**0.5
     return scale * torch.cat([first, second])

@@ -1,10 +1,12 @@
 """The policy-gradient family on toy tasks: REINFORCE, RLOO, GRPO, Dr. GRPO, PPO with and without a critic.
 
-Conventions, each a keyword: what is subtracted from a return (``baseline``), what it is divided by (``scale``), the
-clip range, the KL weight. Trajectories have a fixed length here, so the length normalisation of (1) is the constant
-1/T; where gradients are compared with grad J it is left out, and the docstrings say so.
+Conventions, each a keyword: what is subtracted from a return (``baseline``), what it is divided by
+(``scale``), the clip range, the KL weight. Trajectories have a fixed length here, so the length normalisation
+of (1) is the constant 1/T; where gradients are compared with grad J it is left out, and the docstrings say
+so.
 
-Shapes: P prompts (starting states), G completions (trajectories) of each, T steps, `params` policy parameters.
+Shapes: P prompts (starting states), G completions (trajectories) of each, T steps, `params` policy
+parameters.
 """
 
 from typing import NamedTuple
@@ -84,9 +86,10 @@ def group_advantages(
 ) -> Float[Tensor, "prompts group"]:
     """A_i = (R_i - baseline) / scale within each group, as in (1).
 
-    ``baseline``: "mean" (of the group, sample i included), "leave_one_out", or "none". ``scale``: "std" (sample
-    standard deviation, ddof 1, plus ``eps``) or "none". A group of equal returns gives zeros unless the baseline is
-    "none". Raises ``ValueError`` for other words, or for a group of one where a baseline or a std needs two.
+    ``baseline``: "mean" (of the group, sample i included), "leave_one_out", or "none". ``scale``: "std"
+    (sample standard deviation, ddof 1, plus ``eps``) or "none". A group of equal returns gives zeros unless
+    the baseline is "none". Raises ``ValueError`` for other words, or for a group of one where a baseline or a
+    std needs two.
     """
     if baseline not in ("mean", "leave_one_out", "none"):
         raise ValueError(f"baseline: expected mean, leave_one_out or none, got {baseline!r}")
@@ -108,7 +111,8 @@ def group_gradients(
 ) -> Float[Tensor, "prompts params"]:
     """One gradient estimate per group: mean over the group of sum_t w_t dlog pi_t/dtheta.
 
-    At theta_old, where every ratio is 1, this is T times the gradient of the surrogate (1) without its KL term.
+    At theta_old, where every ratio is 1, this is T times the gradient of the surrogate (1) without its KL
+    term.
     """
     return torch.einsum("pgt,pgtk->pk", weights, groups.scores) / weights.shape[1]
 
@@ -116,13 +120,15 @@ def group_gradients(
 def outcome_weights(
     groups: Groups, *, baseline: str = "none", scale: str = "none"
 ) -> Float[Tensor, "prompts group horizon"]:
-    """The same advantage at every step of a completion: REINFORCE, RLOO, Dr. GRPO and GRPO by the two keywords."""
+    """The same advantage at every step of a completion: REINFORCE, RLOO, Dr. GRPO and GRPO by the two
+    keywords.
+    """
     A = group_advantages(groups.returns, baseline=baseline, scale=scale)
     return A.unsqueeze(-1).expand_as(groups.rewards)
 
 
 def reward_to_go_weights(groups: Groups, *, gamma: float | int) -> Float[Tensor, "prompts group horizon"]:
-    """gamma^t (G_t - its mean over the *other* completions at the same step): PPO's actor without a critic."""
+    """gamma^t (G_t - its mean over the *other* completions at step t): PPO's actor without a critic."""
     G = groups.returns_to_go[..., :-1]
     discounts = gamma ** torch.arange(G.shape[-1], dtype=G.dtype)
     return discounts * (G - leave_one_out(G.mT).mT)
@@ -130,15 +136,16 @@ def reward_to_go_weights(groups: Groups, *, gamma: float | int) -> Float[Tensor,
 
 def critic_weights(
     groups: Groups,
-    values: Float[Tensor, "prompts group horizon+1"],
+    values: Float[Tensor, "prompts group times"],
     *,
     gamma: float | int,
     lam: float | int,
 ) -> Float[Tensor, "prompts group horizon"]:
     """gamma^t times the generalised advantage of a critic: PPO's actor.
 
-    ``lam`` = 1 is the return minus the critic, unbiased whatever the critic; below 1 it is biased unless the critic is
-    exact. The last column of ``values`` stands for the terminal reward; without one it is zero.
+    ``lam`` = 1 is the return minus the critic, unbiased whatever the critic; below 1 it is biased unless the
+    critic is exact. ``values`` are V_t(s_t) at the T+1 times of a trajectory; the last column stands for the
+    terminal reward; without one it is zero.
     """
     delta = groups.rewards + gamma * values[..., 1:] - values[..., :-1]
     advantage, columns = torch.zeros_like(delta[..., 0]), []
@@ -148,8 +155,12 @@ def critic_weights(
     return torch.stack(columns[::-1], -1)
 
 
-def critic_features(states: Float[Tensor, "*batch state"], *, degree: int) -> Float[Tensor, "*batch features"]:
-    """1, s and, for ``degree`` 2, all products s_i s_j with i <= j. An LQG value function is linear in the latter."""
+def critic_features(
+    states: Float[Tensor, "*batch state"], *, degree: int
+) -> Float[Tensor, "*batch features"]:
+    """1, s and, for ``degree`` 2, all products s_i s_j with i <= j. An LQG value function is linear in the
+    latter.
+    """
     if degree not in (1, 2):
         raise ValueError(f"degree: expected 1 or 2, got {degree}")
     features = [torch.ones_like(states[..., :1]), states]
@@ -160,7 +171,7 @@ def critic_features(states: Float[Tensor, "*batch state"], *, degree: int) -> Fl
 
 
 def fit_critic(groups: Groups, *, degree: int) -> Float[Tensor, "horizon features"]:
-    """Least-squares weights of V_t on :func:`critic_features`, one row a step, from observed returns-to-go."""
+    """Least-squares weights of V_t on :func:`critic_features`, a row a step, from observed returns-to-go."""
     X = critic_features(groups.states[..., :-1, :].flatten(0, 1).transpose(0, 1), degree=degree)
     y = groups.returns_to_go[..., :-1].flatten(0, 1).T.unsqueeze(-1)
     # At t = 0 few distinct states are seen; the minimum-norm solution copes with a rank-deficient design.
@@ -169,8 +180,8 @@ def fit_critic(groups: Groups, *, degree: int) -> Float[Tensor, "horizon feature
 
 def critic_values(
     critic: Float[Tensor, "horizon features"], groups: Groups, *, degree: int
-) -> Float[Tensor, "prompts group horizon+1"]:
-    """The fitted V_t(s_t), with a zero column for t = T."""
+) -> Float[Tensor, "prompts group times"]:
+    """The fitted V_t(s_t) at t = 0..T, with a zero column for t = T."""
     X = critic_features(groups.states[..., :-1, :], degree=degree)
     V = torch.einsum("pgtf,tf->pgt", X, critic)
     return torch.cat([V, torch.zeros_like(V[..., :1])], -1)
@@ -187,8 +198,8 @@ def clipped_surrogate(
 ) -> Float[Tensor, "*batch"]:
     """(1) for each completion, to *maximise*: mean over t of min(rho A, clip(rho) A) - kl_coef k3.
 
-    rho = exp(logp - logp_old) and k3 = x - 1 - log x with x = pi_ref / pi. Raises ``ValueError`` when ``kl_coef`` asks
-    for a reference that is not there, or for a clip range outside (0, 1).
+    rho = exp(logp - logp_old) and k3 = x - 1 - log x with x = pi_ref / pi. Raises ``ValueError`` when
+    ``kl_coef`` asks for a reference that is not there, or for a clip range outside (0, 1).
     """
     if not 0 < clip < 1:
         raise ValueError(f"clip: expected a number in (0, 1), got {clip}")
@@ -206,7 +217,9 @@ def clipped_surrogate(
 def clip_is_active(
     rho: Float[Tensor, "*batch horizon"], advantages: Float[Tensor, "*batch"], *, clip: float = 0.2
 ) -> Tensor:
-    """Where (1) has no gradient: rho above 1 + clip with A > 0, or below 1 - clip with A < 0. Boolean, as rho."""
+    """Where (1) has no gradient: rho above 1 + clip with A > 0, or below 1 - clip with A < 0. Boolean, as
+    rho.
+    """
     A = advantages.unsqueeze(-1)
     return ((A > 0) & (rho > 1 + clip)) | ((A < 0) & (rho < 1 - clip))
 
@@ -227,8 +240,6 @@ def surrogate_gradients(
 
     def objective(theta: Tensor, s: Tensor, a: Tensor, A: Tensor) -> Tensor:
         old, ref = mdp.log_prob(s, a, mdp.theta), mdp.log_prob(s, a, reference)
-        return clipped_surrogate(
-            mdp.log_prob(s, a, theta), old, A, clip=clip, kl_coef=kl_coef, logp_ref=ref
-        )
+        return clipped_surrogate(mdp.log_prob(s, a, theta), old, A, clip=clip, kl_coef=kl_coef, logp_ref=ref)
 
     return vmap(grad(objective), (None, 0, 0, 0))(theta, states, actions, advantages)

@@ -1,8 +1,10 @@
-"""Definition 1 of the paper: differentiable rollouts, equation (4), and the linear-quadratic toy with closed forms.
+"""Definition 1 of the paper: differentiable rollouts, equation (4), and the linear-quadratic toy with closed
+forms.
 
-All randomness is drawn outside and passed in: action noise xi [batch, horizon, action] and, where a task has it,
-transition noise zeta [batch, horizon, state]. With both held fixed a return is a deterministic function of theta and of
-the first state. Everything is float64; rewards are dimensionless, and a time step has no unit unless a task says so.
+All randomness is drawn outside and passed in: action noise xi [batch, horizon, action] and, where a task has
+it, transition noise zeta [batch, horizon, state]. With both held fixed a return is a deterministic function
+of theta and of the first state. Everything is float64; rewards are dimensionless, and a time step has no unit
+unless a task says so.
 """
 
 from abc import ABC, abstractmethod
@@ -14,10 +16,12 @@ from torch import Tensor
 
 
 class DifferentiableMDP(ABC):
-    """A task together with its policy: a = pi(s, xi; theta), s' = f(s, a, zeta), r = r(s, a), all differentiable.
+    """A task together with its policy: a = pi(s, xi; theta), s' = f(s, a, zeta), r = r(s, a), all
+    differentiable.
 
-    The policy is a shift policy, a = mu_theta(s) + noise_std xi with standard normal xi, unless :meth:`policy` is
-    overridden. Methods take any leading batch shape, none included, so that ``torch.func`` can transform them.
+    The policy is a shift policy, a = mu_theta(s) + noise_std xi with standard normal xi, unless
+    :meth:`policy` is overridden. Methods take any leading batch shape, none included, so that ``torch.func``
+    can transform them.
     """
 
     state_dim: int
@@ -66,7 +70,7 @@ class DifferentiableMDP(ABC):
         a: Float[Tensor, "*batch action"],
         theta: Float[Tensor, " params"],
     ) -> Float[Tensor, "*batch"]:
-        """log pi_theta(a given s) of the shift policy, in nats. Raises ``ValueError`` when it has no noise."""
+        """log pi_theta(a given s) of the shift policy, in nats. Raises ``ValueError`` without noise."""
         if self.noise_std <= 0:
             raise ValueError(f"noise_std: expected a positive number for a density, got {self.noise_std}")
         law = torch.distributions.Normal(self.mean(s, theta), self.noise_std)
@@ -90,9 +94,11 @@ def rollout(
     theta: Float[Tensor, " params"] | None = None,
     transition_noise: Float[Tensor, "batch horizon state"] | None = None,
 ) -> Rollout:
-    """Unrolls (4) from ``s0`` with the given noise; differentiable in ``s0`` and ``theta`` (default ``mdp.theta``).
+    """Unrolls (4) from ``s0`` with the given noise; differentiable in ``s0`` and ``theta`` (default
+    ``mdp.theta``).
 
-    No transition noise means zeros. Raises ``ValueError`` for shapes that do not fit the task or an empty horizon.
+    No transition noise means zeros. Raises ``ValueError`` for shapes that do not fit the task or an empty
+    horizon.
     """
     check_rollout_arguments(mdp, s0, noise, transition_noise)
     theta = mdp.theta if theta is None else theta
@@ -107,7 +113,10 @@ def rollout(
         states.append(mdp.transition(s, a, zeta))
         actions.append(a)
     return Rollout(
-        torch.stack(states, 1), torch.stack(actions, 1), torch.stack(rewards, 1), mdp.terminal_reward(states[-1])
+        torch.stack(states, 1),
+        torch.stack(actions, 1),
+        torch.stack(rewards, 1),
+        mdp.terminal_reward(states[-1]),
     )
 
 
@@ -154,12 +163,16 @@ def check_gamma(gamma: float | int) -> None:
 def check_rollout_arguments(
     mdp: DifferentiableMDP, s0: Tensor, noise: Tensor, transition_noise: Tensor | None
 ) -> None:
-    """Raises ``ValueError`` naming the first of the arguments whose shape does not fit ``mdp`` and the others."""
+    """Raises ``ValueError`` naming the first of the arguments whose shape does not fit ``mdp`` and the
+    others.
+    """
     batch = len(s0)
     if s0.ndim != 2 or s0.shape[1] != mdp.state_dim:
         raise ValueError(f"s0: expected shape [batch, {mdp.state_dim}], got {list(s0.shape)}")
     if noise.ndim != 3 or noise.shape[0] != batch or noise.shape[2] != mdp.action_dim:
-        raise ValueError(f"noise: expected shape [{batch}, horizon, {mdp.action_dim}], got {list(noise.shape)}")
+        raise ValueError(
+            f"noise: expected shape [{batch}, horizon, {mdp.action_dim}], got {list(noise.shape)}"
+        )
     if noise.shape[1] == 0:
         raise ValueError("noise: expected a horizon of at least 1, got 0")
     wanted = [batch, noise.shape[1], mdp.state_dim]
@@ -168,10 +181,12 @@ def check_rollout_arguments(
 
 
 class LQG(DifferentiableMDP):
-    """s' = A s + B a + transition_std zeta, a = K s + noise_std xi, r = -(s^T Q s + a^T R a), no terminal reward.
+    """s' = A s + B a + transition_std zeta, a = K s + noise_std xi, r = -(s^T Q s + a^T R a), no terminal
+    reward.
 
-    Shapes: A [state, state], B [state, action], Q [state, state], R [action, action], K [action, state]. Q and R need
-    not be symmetric; only their symmetric parts matter. theta is K row by row. V_t(s) = -s^T P_t s - c_t in closed form.
+    Shapes: A [state, state], B [state, action], Q [state, state], R [action, action], K [action, state]. Q
+    and R need not be symmetric; only their symmetric parts matter. theta is K row by row. V_t(s) = -s^T P_t s
+    - c_t in closed form.
     """
 
     def __init__(
@@ -223,7 +238,9 @@ class LQG(DifferentiableMDP):
     def cost_matrices(
         self, *, horizon: int, gamma: float | int, theta: Float[Tensor, " params"] | None = None
     ) -> Float[Tensor, "{horizon}+1 state state"]:
-        """The symmetric P_t, t = 0..horizon: P_T = 0, P_t = Q + K^T R K + gamma (A + B K)^T P_{t+1} (A + B K)."""
+        """The symmetric P_t, t = 0..horizon: P_T = 0, P_t = Q + K^T R K + gamma (A + B K)^T P_{t+1} (A + B
+        K).
+        """
         check_gamma(gamma)
         if horizon < 0:
             raise ValueError(f"horizon: expected a number >= 0, got {horizon}")
@@ -256,7 +273,7 @@ class LQG(DifferentiableMDP):
     def value_gradient(
         self, s: Float[Tensor, "*batch state"], t: int, *, horizon: int, gamma: float | int
     ) -> Float[Tensor, "*batch state"]:
-        """g_t(s) = dV_t/ds = -2 P_t s in closed form; zero at t = horizon. Raises ``ValueError`` for other t."""
+        """g_t(s) = dV_t/ds = -2 P_t s in closed form, t in 0..horizon (``ValueError`` otherwise)."""
         self._check_time(t, horizon)
         return -2 * s @ self.cost_matrices(horizon=horizon, gamma=gamma)[t]
 
@@ -274,14 +291,16 @@ def objective_gradient(
 ) -> Float[Tensor, "batch params"]:
     """The exact dV_0(s0)/dtheta of each starting state, from the closed-form value: no sampling."""
     return torch.func.vmap(
-        torch.func.grad(lambda theta, s: mdp.value(s, 0, horizon=horizon, gamma=gamma, theta=theta)), (None, 0)
+        torch.func.grad(lambda theta, s: mdp.value(s, 0, horizon=horizon, gamma=gamma, theta=theta)),
+        (None, 0),
     )(mdp.theta, s0)
 
 
 def double_integrator(
     *, dt: float = 0.2, noise_std: float | int = 0.3, transition_std: float | int = 0.0
 ) -> LQG:
-    """A cart on a rail: state (position in m, velocity in m/s), action a force per mass in m/s^2, step ``dt`` in s.
+    """A cart on a rail: state (position in m, velocity in m/s), action a force per mass in m/s^2, step ``dt``
+    in s.
 
     The gain K is stabilising and far from optimal, so that there is something left to learn.
     """

@@ -17,7 +17,9 @@ Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def bptt_gradient(mdp: DifferentiableMDP, *, gamma: float | int) -> Gradient:
-    """(theta, s0 [n, state], noise [n, horizon, action]) -> d/dtheta of the batch's mean return, through time."""
+    """(theta, s0 [n, state], noise [n, horizon, action]) -> d/dtheta of the batch's mean return, through
+    time.
+    """
 
     def gradient(theta: Tensor, s0: Tensor, noise: Tensor) -> Tensor:
         return grad(lambda theta: sampled_return(mdp, s0, noise, gamma=gamma, theta=theta).mean())(theta)
@@ -33,7 +35,8 @@ def grpo_gradient(
     baseline: str = "mean",
     scale: str = "std",
 ) -> Gradient:
-    """As :func:`bptt_gradient`, but the gradient of (1) at theta_old: returns are numbers, states and actions data.
+    """As :func:`bptt_gradient`, but the gradient of (1) at theta_old: returns are numbers, states and actions
+    data.
 
     Rows of s0 come in runs of ``group`` equal starting states.
     """
@@ -66,8 +69,8 @@ def train(
 ) -> tuple[Float[Tensor, " evaluations"], Float[Tensor, "evaluations seeds"], Float[Tensor, "seeds params"]]:
     """Adam on ``gradient``; returns (trajectories seen, J on fixed evaluation noise, last theta).
 
-    ``starts(n, generator)`` draws n starting states. Every update sees ``prompts`` of them, ``group`` trajectories
-    each. J is the mean return of 128 trajectories, the same for all seeds and evaluations.
+    ``starts(n, generator)`` draws n starting states. Every update sees ``prompts`` of them, ``group``
+    trajectories each. J is the mean return of 128 trajectories, the same for all seeds and evaluations.
     """
     theta = mdp.theta.expand(seeds, -1).clone()
     optimiser = torch.optim.Adam([theta], lr=learning_rate, maximize=True)
