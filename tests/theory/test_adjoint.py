@@ -136,13 +136,14 @@ def test_planted_errors_in_the_parameter_gradient_are_rejected():
     truth = adjoint.policy_gradient_by_autograd(mdp, s0, xi, gamma=0.8, transition_noise=zeta)
     d = adjoint.partials(mdp, s0, xi, transition_noise=zeta)
     lam = adjoint.costates(mdp, s0, xi, gamma=0.8, transition_noise=zeta)
+    pi_theta = adjoint.policy_jacobians(mdp, rollout(mdp, s0, xi, transition_noise=zeta).states[:, :-1], xi)
     discounts = 0.8 ** torch.arange(4, dtype=torch.float64)
     signal = adjoint.action_signals(d, lam[:, 1:], gamma=0.8)
     same_step = adjoint.action_signals(d, lam[:, :-1], gamma=0.8)
     wrong = {
-        "lambda_t for lambda_{t+1}": torch.einsum("t,btap,bta->bp", discounts, d.pi_theta, same_step),
-        "gamma^t left out": torch.einsum("btap,bta->bp", d.pi_theta, signal),
-        "future left out": torch.einsum("t,btap,bta->bp", discounts, d.pi_theta, d.r_a),
+        "lambda_t for lambda_{t+1}": torch.einsum("t,btap,bta->bp", discounts, pi_theta, same_step),
+        "gamma^t left out": torch.einsum("btap,bta->bp", pi_theta, signal),
+        "future left out": torch.einsum("t,btap,bta->bp", discounts, pi_theta, d.r_a),
     }
     for name, gradient in wrong.items():
         assert relative_error(gradient, truth) > 1e-2, name

@@ -154,6 +154,17 @@ def test_bad_arguments_are_named():
         TanhNetwork(0, 1, generator=generator())
 
 
+def test_another_theta_changes_the_policy_and_leaves_the_original_alone():
+    mdp = double_integrator()
+    other = mdp.with_theta(2 * mdp.theta)
+    s = torch.ones(1, 2, dtype=torch.float64)
+    torch.testing.assert_close(other.K, 2 * mdp.K)
+    torch.testing.assert_close(other.mean(s, other.theta), 2 * mdp.mean(s, mdp.theta))
+    assert not torch.equal(
+        other.value_gradient(s, 0, horizon=3, gamma=1), mdp.value_gradient(s, 0, horizon=3, gamma=1)
+    )
+
+
 def test_log_prob_is_the_density_of_the_policy():
     """Its integral over actions is 1 and its mean is mu: by a fine grid."""
     mdp = Pendulum(generator=generator(), noise_std=0.5)

@@ -33,7 +33,6 @@ class Partials(NamedTuple):
     r_s: Float[Tensor, "batch horizon state"]
     r_a: Float[Tensor, "batch horizon action"]
     pi_s: Float[Tensor, "batch horizon action state"]
-    pi_theta: Float[Tensor, "batch horizon action params"]
     terminal: Float[Tensor, "batch state"]
 
     @property
@@ -67,9 +66,18 @@ def partials(
     along = lambda f: vmap(vmap(f))  # noqa: E731  (over the batch and over time)
     f_s, f_a = along(jacrev(mdp.transition, (0, 1)))(s, a, zeta)
     r_s, r_a = along(grad(mdp.reward, (0, 1)))(s, a)
-    pi_s, pi_theta = vmap(vmap(jacrev(mdp.policy, (0, 2)), (0, 0, None)), (0, 0, None))(s, noise, mdp.theta)
+    pi_s = along(jacrev(lambda s, xi: mdp.policy(s, xi, mdp.theta)))(s, noise)
     terminal = vmap(grad(mdp.terminal_reward))(path.states[:, -1])
-    return Partials(f_s, f_a, r_s, r_a, pi_s, pi_theta, terminal)
+    return Partials(f_s, f_a, r_s, r_a, pi_s, terminal)
+
+
+def policy_jacobians(
+    mdp: DifferentiableMDP,
+    states: Float[Tensor, "batch horizon state"],
+    noise: Float[Tensor, "batch horizon action"],
+) -> Float[Tensor, "batch horizon action params"]:
+    """dpi/dtheta at each state and noise."""
+    return vmap(vmap(jacrev(mdp.policy, 2), (0, 0, None)), (0, 0, None))(states, noise, mdp.theta)
 
 
 def adjoint_recursion(
@@ -184,7 +192,9 @@ def policy_gradient(
     costate = adjoint_recursion(d.Dr, d.Df, d.terminal, gamma=gamma)
     signal = action_signals(d, costate[:, 1:], gamma=gamma)
     discounts = gamma ** torch.arange(noise.shape[1], dtype=s0.dtype)
-    return torch.einsum("t,btap,bta->bp", discounts, d.pi_theta, signal)  # (7)
+    states = rollout(mdp, s0, noise, transition_noise=transition_noise).states[:, :-1]
+    pi_theta = policy_jacobians(mdp, states, noise)
+    return torch.einsum("t,btap,bta->bp", discounts, pi_theta, signal)  # (7)
 
 
 def action_signals(

@@ -7,6 +7,7 @@ of theta and of the first state. Everything is float64; rewards are dimensionles
 unless a task says so.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -63,6 +64,12 @@ class DifferentiableMDP(ABC):
     ) -> Float[Tensor, "*batch action"]:
         """pi(s, xi; theta), the shift policy of Lemma 1."""
         return self.mean(s, theta) + self.noise_std * xi
+
+    def with_theta(self, theta: Float[Tensor, " params"]) -> "DifferentiableMDP":
+        """The same task under the policy with parameters ``theta``."""
+        other = copy.copy(self)
+        other.theta = theta
+        return other
 
     def log_prob(
         self,
@@ -209,10 +216,15 @@ class LQG(DifferentiableMDP):
         for name, std in (("noise_std", noise_std), ("transition_std", transition_std)):
             if std < 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {std}")
-        self.A, self.B, self.Q, self.R, self.K = A, B, Q, R, K
+        self.A, self.B, self.Q, self.R = A, B, Q, R
         self.state_dim, self.action_dim = state, action
         self.noise_std, self.transition_std = float(noise_std), float(transition_std)
         self.theta = K.reshape(-1)
+
+    @property
+    def K(self) -> Float[Tensor, "action state"]:
+        """The gain, read from theta."""
+        return self.theta.view(self.action_dim, self.state_dim)
 
     def mean(
         self, s: Float[Tensor, "*batch state"], theta: Float[Tensor, " params"]
