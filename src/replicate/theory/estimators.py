@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy import integrate
@@ -176,33 +177,40 @@ def quadratic_variances(
 
 
 def lemma_sides(phi: Phi, mu: float, noise: Distribution) -> tuple[float, float]:
-    """Both sides of (10) for one action with dmu/dtheta = 1, by adaptive quadrature: (SF, PD), no sampling.
+    """Both sides of (10) for one action with dmu/dtheta = 1, by quadrature: (SF, PD), no sampling.
 
     ``phi`` maps [n, 1] to [n] and is differentiable; it may grow at most as fast as the noise's moments
     allow.
     """
-    as_row = lambda x: torch.tensor([[float(x)]], dtype=torch.float64)  # noqa: E731
     slope = vmap(grad(lambda a: phi(a[None])[0]))
 
-    def sf(x: float) -> float:
-        xi = as_row(x)
-        p = noise.log_prob(xi).exp()
-        return (-phi(mu + xi) * score(noise, xi)[:, 0] * p[:, 0]).item()
+    def sf(xi: Tensor) -> Tensor:
+        return phi(mu + xi) * -score(noise, xi)[:, 0]
 
-    def pd(x: float) -> float:
-        xi = as_row(x)
-        return (slope(mu + xi)[0, 0] * noise.log_prob(xi).exp()[0, 0]).item()
+    def pd(xi: Tensor) -> Tensor:
+        return slope(mu + xi)[:, 0]
 
-    return _integrate(sf, noise), _integrate(pd, noise)
+    return expectation(sf, noise), expectation(pd, noise)
 
 
-def _integrate(f: Callable[[float], float], noise: Distribution) -> float:
+def expectation(f: Phi, noise: Distribution) -> float:
+    """E[f(xi)] of a scalar law by tanh-sinh quadrature, f mapping [n, 1] to [n]; some 1e-12 of error, no
+    sampling.
+
+    The axis is cut at 0, so that a kink of the density there (Laplace) falls on an end, where the rule allows
+    it, and at a few scales on either side, so that no level of the rule misses the bulk.
+    """
+
+    def integrand(x: np.ndarray) -> np.ndarray:
+        xi = torch.from_numpy(np.asarray(x, dtype=float).reshape(-1, 1))
+        return (f(xi) * noise.log_prob(xi).exp()[:, 0]).detach().numpy().reshape(np.shape(x))
+
     low, high = support_ends(noise)
-    # A break at 0 keeps Laplace's kink on a node; breaks at 20 scales keep the adaptive rule from missing the
-    # bulk.
-    breaks = [x for x in (-20.0, -3.0, 0.0, 3.0, 20.0) if low < x < high]
-    pieces = itertools.pairwise([low, *breaks, high])
-    return math.fsum(integrate.quad(f, a, b, epsabs=1e-13, epsrel=1e-12, limit=200)[0] for a, b in pieces)
+    cuts = [x for x in (-10.0, -3.0, 0.0, 3.0, 10.0) if low < x < high]
+    ends = itertools.pairwise([low, *cuts, high])
+    return math.fsum(
+        integrate.tanhsinh(integrand, a, b, atol=1e-14, rtol=1e-13, minlevel=5).integral for a, b in ends
+    )
 
 
 def support_ends(noise: Distribution) -> tuple[float, float]:
