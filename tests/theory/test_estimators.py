@@ -46,6 +46,16 @@ def test_lemma_1_by_quadrature(family, mu, scale, frequency, phase):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_expectations_by_quadrature_are_known_moments(family):
+    law = est.shift_families(0.7)[family]
+    mean = 0.7 * math.sqrt(6) / math.pi * 0.5772156649015329 if family == "Gumbel" else 0.0
+    assert est.expectation(lambda x: torch.ones_like(x[:, 0]), law) == pytest.approx(1, rel=1e-11)
+    assert est.expectation(lambda x: x[:, 0], law) == pytest.approx(mean, abs=1e-10)
+    # Student's density falls like x^-6 only: its second moment is the hardest of these integrals.
+    assert est.expectation(lambda x: (x[:, 0] - mean) ** 2, law) == pytest.approx(0.49, rel=1e-8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_families_have_the_stated_spread_and_a_normalised_density(family):
     law = est.shift_families(0.7)[family]
     xi = est.draw(law, 40_000, 1, generator=generator())
@@ -164,6 +174,19 @@ def test_quadratic_variances_are_what_samples_show(dim, sigma, shift, seed):
         square = (samples - (H @ mu + b)).square().sum(-1, keepdim=True)
         assert z_test(square, f64([exact])).worst < 4.5
         assert z_test(square, f64([1.3 * exact])).worst > 5
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(dim=st.integers(1, 8), sigma=st.floats(0.1, 3), seed=st.integers(0, 99))
+def test_with_the_mean_as_baseline_the_variance_ratio_is_a_short_formula(dim, sigma, seed):
+    g = generator(seed)
+    H = torch.randn(dim, dim, generator=g, dtype=torch.float64)
+    H, b, mu = H + H.T, *torch.randn(2, dim, generator=g, dtype=torch.float64)
+    mean = (0.5 * mu @ H @ mu + b @ mu + 0.5 * sigma**2 * torch.trace(H)).item()
+    sf, pd = est.quadratic_variances(H, b, mu, sigma, baseline=mean)
+    v = H @ mu + b
+    formula = (dim + 4) / 2 + (dim + 1) * (v @ v / (sigma**2 * H.square().sum())).item()
+    assert sf / pd == pytest.approx(formula, rel=1e-10)
 
 
 def test_the_optimal_baseline_minimises_the_variance():

@@ -8,6 +8,7 @@ from torch.func import grad
 
 from replicate.theory import policy_gradients as pg
 from replicate.theory.accuracy import relative_error, worst_z_bound, z_test
+from replicate.theory.adjoint import policy_gradient
 from replicate.theory.rollout import double_integrator, objective_gradient, rollout
 from replicate.theory.toys import TanhNetwork
 
@@ -192,7 +193,30 @@ def test_the_kl_term_is_k3_and_its_gradient_one_minus_the_ratio():
     assert relative_error(grad(lambda v: kl(v).sum())(logp), 0.5 * (1 - x) / 2) < 1e-12
 
 
+@pytest.mark.parametrize(("reading", "multiple"), [("constant", 0), ("stopped", 1), ("live", 2)])
+def test_the_readings_of_stop_gradient_give_none_one_and_two_gradients(reading, multiple):
+    """A2: a weight constant in a has no gradient at all; one that is not stopped counts the gradient twice."""
+    mdp, groups, truth = lqg_groups(prompts=12_000, group=1)
+    ours = pg.read_stop_gradient(mdp, groups.s0, groups.noise[:, 0], gamma=GAMMA, reading=reading)
+    assert z_test(ours, multiple * truth).worst < worst_z_bound(2)
+    for other in {0, 1, 2} - {multiple}:
+        assert z_test(ours, other * truth).worst > 4.5
+
+
+def test_the_stopped_reading_is_reinforce_and_the_live_one_adds_bptt():
+    mdp, groups, _ = lqg_groups(prompts=5, group=1)
+    read = lambda reading: pg.read_stop_gradient(
+        mdp, groups.s0, groups.noise[:, 0], gamma=GAMMA, reading=reading
+    )
+    assert relative_error(read("stopped"), pg.group_gradients(groups, pg.outcome_weights(groups))) < 1e-10
+    bptt = policy_gradient(mdp, groups.s0, groups.noise[:, 0], gamma=GAMMA)
+    assert relative_error(read("live") - read("stopped"), bptt) < 1e-10
+
+
 def test_bad_arguments_are_named():
+    mdp, groups, _ = lqg_groups(prompts=1, group=2)
+    with pytest.raises(ValueError, match="reading: expected constant, stopped or live, got 'dead'"):
+        pg.read_stop_gradient(mdp, groups.s0, groups.noise[:, 0], gamma=GAMMA, reading="dead")
     R = torch.zeros(2, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match="baseline: expected mean, leave_one_out or none, got 'median'"):
         pg.group_advantages(R, baseline="median")

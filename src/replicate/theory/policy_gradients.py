@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from replicate.theory.rollout import DifferentiableMDP, draw_noise, returns_to_go, rollout
+from replicate.theory.rollout import DifferentiableMDP, draw_noise, returns_to_go, rollout, sampled_return
 
 
 class Groups(NamedTuple):
@@ -243,3 +243,38 @@ def surrogate_gradients(
         return clipped_surrogate(mdp.log_prob(s, a, theta), old, A, clip=clip, kl_coef=kl_coef, logp_ref=ref)
 
     return vmap(grad(objective), (None, 0, 0, 0))(theta, states, actions, advantages)
+
+
+def read_stop_gradient(
+    mdp: DifferentiableMDP,
+    s0: Float[Tensor, "batch state"],
+    noise: Float[Tensor, "batch horizon action"],
+    *,
+    gamma: float | int,
+    reading: str,
+) -> Float[Tensor, "batch params"]:
+    """Gradient at theta_old of w rho per trajectory, rho = pi_theta/pi_old of its actions, for a reading of
+    the weight w.
+
+    "constant": w is one number, the same for all actions, so that the mean is zero. "stopped": w = G_0 of the
+    sampled actions, a number with no derivative in theta: the score function. "live": w = G_0(theta) along
+    the differentiable rollout, whose own derivative then adds the pathwise gradient to the score function's.
+    Raises ``ValueError`` for other words.
+    """
+    if reading not in ("constant", "stopped", "live"):
+        raise ValueError(f"reading: expected constant, stopped or live, got {reading!r}")
+    old = rollout(mdp, s0, noise)
+    states, actions = old.states[:, :-1], old.actions
+    weights = returns_to_go(old.rewards, old.terminal, gamma=gamma)[:, 0]
+    logp_old = mdp.log_prob(states, actions, mdp.theta).sum(-1)
+
+    def objective(
+        theta: Tensor, s: Tensor, xi: Tensor, s_t: Tensor, a_t: Tensor, w: Tensor, old: Tensor
+    ) -> Tensor:
+        rho = torch.exp(mdp.log_prob(s_t, a_t, theta).sum() - old)
+        if reading == "live":
+            w = sampled_return(mdp, s[None], xi[None], gamma=gamma, theta=theta)[0]
+        return (1.0 if reading == "constant" else w) * rho
+
+    by_trajectory = vmap(grad(objective), (None, 0, 0, 0, 0, 0, 0))
+    return by_trajectory(mdp.theta, s0, noise, states, actions, weights, logp_old)
