@@ -252,6 +252,7 @@ def read_stop_gradient(
     *,
     gamma: float | int,
     reading: str,
+    baseline: float | int = 0.0,
 ) -> Float[Tensor, "batch params"]:
     """Gradient at theta_old of w rho per trajectory, rho = pi_theta/pi_old of its actions, for a reading of
     the weight w.
@@ -259,7 +260,7 @@ def read_stop_gradient(
     "constant": w is one number, the same for all actions, so that the mean is zero. "stopped": w = G_0 of the
     sampled actions, a number with no derivative in theta: the score function. "live": w = G_0(theta) along
     the differentiable rollout, whose own derivative then adds the pathwise gradient to the score function's.
-    Raises ``ValueError`` for other words.
+    The last two subtract a constant ``baseline`` from w. Raises ``ValueError`` for other words.
     """
     if reading not in ("constant", "stopped", "live"):
         raise ValueError(f"reading: expected constant, stopped or live, got {reading!r}")
@@ -274,7 +275,7 @@ def read_stop_gradient(
         rho = torch.exp(mdp.log_prob(s_t, a_t, theta).sum() - old)
         if reading == "live":
             w = sampled_return(mdp, s[None], xi[None], gamma=gamma, theta=theta)[0]
-        return (1.0 if reading == "constant" else w) * rho
+        return (1.0 if reading == "constant" else w - baseline) * rho
 
     by_trajectory = vmap(grad(objective), (None, 0, 0, 0, 0, 0, 0))
     return by_trajectory(mdp.theta, s0, noise, states, actions, weights, logp_old)
