@@ -18,7 +18,7 @@ from replicate.theory.rollout import (
 )
 from replicate.theory.toys import Pendulum, SineMap, TanhNetwork
 
-EXACT, DIFFERENCES = 1e-10, 1e-6
+EXACT, DIFFERENCES = 1e-10, 1e-7
 COSTATES = (adjoint.costates, adjoint.costates_by_autograd, adjoint.costates_by_finite_differences)
 GRADIENTS = (
     adjoint.policy_gradient,
