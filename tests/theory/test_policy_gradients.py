@@ -218,6 +218,23 @@ def test_the_stopped_reading_is_reinforce_and_the_live_one_adds_bptt():
     assert relative_error(read("live") - read("stopped"), bptt) < 1e-10
 
 
+def test_update_statistics_tell_scale_direction_and_noise_apart():
+    truth = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    scatter = torch.randn(20_000, 2, generator=generator(), dtype=torch.float64)
+    fair = pg.update_statistics(truth + 0.5 * scatter, truth)
+    assert fair["z"] < worst_z_bound(2)
+    assert fair["along"] == pytest.approx(1, abs=5 * fair["along s.e."])
+    assert fair["noise"] == pytest.approx(0.5 * 2**0.5 / 5, rel=0.02)
+    assert fair["angle"] < 0.2
+    scaled = pg.update_statistics(2 * (truth + 0.5 * scatter), truth)
+    assert scaled["along"] == pytest.approx(2 * fair["along"])
+    assert scaled["noise"] == pytest.approx(fair["noise"])
+    assert scaled["z"] > 100
+    turned = pg.update_statistics(truth.flip(0) + 0.5 * scatter, truth)
+    assert turned["angle"] == pytest.approx(16.26, abs=0.2)  # arccos(24 / 25)
+    assert turned["cosine"] == pytest.approx(24 / 25, abs=0.01)
+
+
 def test_bad_arguments_are_named():
     mdp, groups, _ = lqg_groups(prompts=1, group=2)
     with pytest.raises(ValueError, match="reading: expected constant, stopped or live, got 'dead'"):

@@ -156,7 +156,8 @@ def costates_by_finite_differences(
 ) -> Float[Tensor, "batch horizon+1 state"]:
     """Definition (5) without derivative code: extrapolated central differences of G_t in s_t.
 
-    The error is of order ``step``^4 plus round-off over ``step``: some 1e-10 relative on smooth tasks, more where they bend sharply.
+    The error is of order ``step``^4 plus round-off over ``step``: some 1e-10 relative on smooth tasks, more
+    where they bend sharply.
     """
     states = rollout(mdp, s0, noise, transition_noise=transition_noise).states
     rows = [

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
+from replicate.theory.accuracy import z_test
 from replicate.theory.rollout import DifferentiableMDP, draw_noise, returns_to_go, rollout, sampled_return
 
 
@@ -243,6 +244,28 @@ def surrogate_gradients(
         return clipped_surrogate(mdp.log_prob(s, a, theta), old, A, clip=clip, kl_coef=kl_coef, logp_ref=ref)
 
     return vmap(grad(objective), (None, 0, 0, 0))(theta, states, actions, advantages)
+
+
+def update_statistics(
+    updates: Float[Tensor, "updates params"], truth: Float[Tensor, " params"]
+) -> dict[str, float]:
+    """What independent updates look like beside the true gradient: bias, noise and direction.
+
+    "along" is the mean's projection on ``truth`` in units of it (1 if unbiased), "angle" that between mean
+    and truth in degrees, "noise" the standard deviation of one update over the mean's norm, "cosine" that of
+    one update with ``truth``, on average; "z" is the worst abs z-score against ``truth``.
+    """
+    along, cosine = updates @ truth / (truth @ truth), torch.cosine_similarity(updates, truth[None])
+    mean, root = updates.mean(0), len(updates) ** 0.5
+    return {
+        "along": along.mean().item(),
+        "along s.e.": along.std().item() / root,
+        "z": z_test(updates, truth).worst,
+        "angle": torch.rad2deg(torch.cosine_similarity(mean, truth, dim=0).clamp(-1, 1).arccos()).item(),
+        "noise": (updates.var(0).sum().sqrt() / mean.norm()).item(),
+        "cosine": cosine.mean().item(),
+        "cosine s.e.": cosine.std().item() / root,
+    }
 
 
 def read_stop_gradient(
