@@ -5,10 +5,12 @@ that one flat file fits them all. Notebooks 01 to 08 need less: :class:`ToyParam
 ``1e-5`` as a *string*, which is refused here instead of failing an hour later.
 """
 
+import os
 from collections.abc import Mapping
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class Parameters(BaseModel):
