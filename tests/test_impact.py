@@ -12,6 +12,7 @@ from replicate.impact import (
     advantages,
     choose_checkpoint,
     components,
+    components_by_advantage,
     expected_best,
     expected_gain,
     gradient_norm_squared,
@@ -163,21 +164,22 @@ def test_samples_scatter_about_the_conditional_means(model, prompts):
     assert abs(wrong) > 4
 
 
-@pytest.mark.parametrize("kind", ["leave_one_out", "mean", "reward"])
-def test_lemma_1_for_the_shift_policy(model, prompts, kind):
+def test_lemma_1_for_the_shift_policy(model, prompts):
     """E lambda^ = c E lambda under the shift policy: kappa_mean estimates c |g|^2, and delta_mean (1 - c)^2 |g|^2."""
     group, repeats = 16, 200
     runs = [
-        measured(model, prompts, policy="shift", group_size=group, advantage=kind, sigma=0.7,
-                 generator=torch.Generator().manual_seed(s))
-        for s in range(repeats)
+        components_by_advantage(
+            model, *prompts, layer=-1, group_size=group, policy="shift", vocab=VOCAB, sigma=0.7,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in range(repeats)
     ]  # fmt: skip
-    c = 1 - 1 / group if kind == "mean" else 1.0
-    for name, factor in (("kappa_mean", c), ("delta_mean", (1 - c) ** 2)):
-        values = torch.tensor([getattr(r, name) - factor * r.V_mean for r in runs])
-        assert abs(values.mean() / (values.std() / repeats**0.5)) < 4, name
-    kappa = torch.tensor([r.kappa_mean for r in runs])
-    assert kappa.mean() / (kappa.std() / repeats**0.5) > 5  # a flipped sign would be seen
+    for kind, c in (("leave_one_out", 1.0), ("mean", 1 - 1 / group), ("reward", 1.0)):
+        for name, factor in (("kappa_mean", c), ("delta_mean", (1 - c) ** 2)):
+            values = torch.tensor([getattr(r[kind], name) - factor * r[kind].V_mean for r in runs])
+            assert abs(values.mean() / (values.std() / repeats**0.5)) < 4, (kind, name)
+        kappa = torch.tensor([r[kind].kappa_mean for r in runs])
+        assert kappa.mean() / (kappa.std() / repeats**0.5) > 5  # a flipped sign would be seen
 
 
 def test_pathwise_costate_of_the_shift_policy_against_autograd(model, prompts):

@@ -79,3 +79,10 @@ def test_predictors_table_has_the_target_as_its_best_row():
     assert table.regret["itself"] == 0.0
     assert table.low["noise"] < 0 < table.high["noise"]
     assert np.isnan(table.partial["J0"])
+
+
+def test_a_rising_fit_does_not_turn_a_score_upside_down():
+    x = np.arange(10.0)
+    assert stats.affine_fit(x, -x).tolist() == pytest.approx((-x).tolist())
+    assert stats.affine_fit(x, -x, rising=True).tolist() == pytest.approx([-4.5] * 10)
+    assert stats.affine_fit(x, 2 * x, rising=True).tolist() == pytest.approx((2 * x).tolist())

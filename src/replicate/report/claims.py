@@ -136,7 +136,9 @@ def claims_map(tables: list[Verdicts]) -> str:
     """A Markdown table of all claims with their verdicts, one row each, naming the notebook and the source."""
     head = "| where | claim | verdict | measured on | notebook |\n|---|---|---|---|---|\n"
     return head + "\n".join(
-        _cells(r.where, r.claim, f"**{r.verdict}**", r.source, table.notebook) for table in tables for r in table
+        _cells(r.where, r.claim, f"**{r.verdict}**", r.source, table.notebook)
+        for table in tables
+        for r in table
     )
 
 

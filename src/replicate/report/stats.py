@@ -80,9 +80,12 @@ def zscore(x: Series) -> Series:
     return np.zeros_like(x) if _constant(x) else (x - x.mean()) / x.std()
 
 
-def affine_fit(x: Series, y: Series) -> Series:
-    """The least-squares prediction a + b x of y."""
-    return np.poly1d(np.polyfit(x, y, 1))(x) if not _constant(x) else np.full(len(y), np.mean(y))
+def affine_fit(x: Series, y: Series, *, rising: bool = False) -> Series:
+    """The least-squares prediction a + b x of y; with ``rising``, among b >= 0 only (b = 0 where the best b is less)."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if _constant(x) or (rising and np.cov(x, y)[0, 1] <= 0):
+        return np.full(len(y), y.mean())
+    return np.poly1d(np.polyfit(x, y, 1))(x)
 
 
 def left_out_r2(predictors: Float[np.ndarray, "checkpoints *k"], y: Series, *, gap: int = 0) -> float:
