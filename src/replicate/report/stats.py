@@ -81,15 +81,15 @@ def zscore(x: Series) -> Series:
 
 
 def affine_fit(x: Series, y: Series, *, rising: bool = False) -> Series:
-    """The least-squares prediction a + b x of y; with ``rising``, among b >= 0 only (b = 0 where the best b is less)."""
+    """The least-squares prediction a + b x of y; with ``rising``, among b >= 0 only."""
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if _constant(x) or (rising and np.cov(x, y)[0, 1] <= 0):
         return np.full(len(y), y.mean())
     return np.poly1d(np.polyfit(x, y, 1))(x)
 
 
-def left_out_r2(predictors: Float[np.ndarray, "checkpoints *k"], y: Series, *, gap: int = 0) -> float:
-    """R^2 of predicting each checkpoint by a linear fit to the others, its ``gap`` neighbours on each side left out.
+def left_out_r2(predictors: Float[np.ndarray, "checkpoints ..."], y: Series, *, gap: int = 0) -> float:
+    """R^2 of predicting each checkpoint by a linear fit to the others, its ``gap`` neighbours a side left out.
 
     1 - sum of squared prediction errors / sum of squares about the prediction by the others' mean; below zero where
     the predictors are worse than that mean.
