@@ -1,0 +1,43 @@
+"""Two switches on what torch computes inside a model of ``transformers``, for as long as a ``with`` block lasts.
+
+:func:`full_precision`: OLMo-2 and Llama take their norms, and all eager attention its softmax, in float32 whatever
+the dtype of the weights. Forward values are then off by 1e-8 and so are gradients, so that no identity holds to 1e-10 and
+finite differences see a staircase. The switch keeps float64 tensors in float64.
+
+:func:`held_attention`: attention weights are taken as constants, which leaves the value term of an attention
+Jacobian and drops the derivative of the scores.
+
+Both act on the calls themselves, so they work for every architecture that is written in plain torch functions.
+"""
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_CASTS = (Tensor.to, Tensor.float, Tensor.type)
+_SOFTMAX = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
+
+
+class full_precision(TorchFunctionMode):  # noqa: N801 (used as a function: ``with full_precision():``)
+    """Inside, a float64 tensor is not cast to float32, neither outright nor by a softmax; others are left alone."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func in _CASTS and _asks_float32(func, args, kwargs):
+                return args[0]
+            if func in _SOFTMAX and kwargs.get("dtype") == torch.float32:
+                kwargs = kwargs | {"dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
+class held_attention(TorchFunctionMode):  # noqa: N801
+    """Inside, no gradient flows through any softmax. Meant around one attention module, which has exactly one."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return out.detach() if func in _SOFTMAX else out
+
+
+def _asks_float32(func, args, kwargs) -> bool:
+    return func is Tensor.float or torch.float32 in args[1:] or kwargs.get("dtype") == torch.float32
