@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from replicate.lm.jacobians import rows
 from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
 from replicate.lm.task import log_policy
-from replicate.lm.wiring import blocks, frozen, precision_of, require_eager
+from replicate.lm.wiring import frozen, hidden_states, precision_of, require_eager
 
 
 def layer_costates(
@@ -106,9 +106,7 @@ def costates(
     with torch.enable_grad():
         run = unroll(recurrence, state.detach().requires_grad_(), completions, scale=scale)
         objective = (weights * run.logp).sum()  # minus (13)
-        grads = torch.autograd.grad(objective, run.states, allow_unused=True)
-    # A state that is followed by nothing but functions of the token (bigram) still reads its own logits.
-    return [torch.zeros_like(s) if g is None else g for s, g in zip(run.states, grads, strict=True)]
+        return list(torch.autograd.grad(objective, run.states))
 
 
 def costates_by_recursion(
@@ -178,27 +176,6 @@ def layer_numbers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
 def _read(model, prompts, completions, vocab) -> tuple[list[Tensor], Float[Tensor, "batch T"]]:
     """Hidden states of all layers over prompt and o_<T, with graph, and log pi(o_t)."""
     tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
-    # The embeddings' output has to carry a graph of its own, since the parameters carry none.
-    embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
-    seen: list[Tensor] = []
-    hooks = [_first_block_hook(model, seen)]
-    hooks += [block.register_forward_hook(lambda _, __, out: seen.append(_tensor(out))) for block in blocks(model)]
-    head = model.get_output_embeddings()
-    hooks.append(head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])))
-    try:
-        logits = model(inputs_embeds=embedded, use_cache=False).logits[:, prompts.shape[1] - 1 :]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen, log_policy(logits, vocab=vocab).gather(2, completions[..., None]).squeeze(2)
-
-
-def _first_block_hook(model, seen: list[Tensor]):
-    def note(_, args, kwargs):
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    return blocks(model)[0].register_forward_pre_hook(note, with_kwargs=True)
-
-
-def _tensor(output) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    hidden, logits = hidden_states(model, tokens)
+    logits = logits[:, prompts.shape[1] - 1 :]
+    return hidden, log_policy(logits, vocab=vocab).gather(2, completions[..., None]).squeeze(2)

@@ -138,6 +138,7 @@ def unroll(
     check_completions(recurrence, state, completions)
     states, logp = [state], []
     for t, tokens in enumerate(completions.T):
+        differentiable(states[-1])
         logp.append(log_policies(recurrence, states[-1], t, scale).gather(1, tokens[:, None]))
         if t + 1 < completions.shape[1]:
             states.append(recurrence.read(states[-1], tokens))
@@ -150,6 +151,12 @@ def log_policies(
     """log pi_t at ``state``, the logits multiplied by ``scale[t]``."""
     logits = recurrence.logits(state)
     return log_policy(logits if scale is None else logits * scale[t], vocab=logits.shape[-1])
+
+
+def differentiable(state: State) -> None:
+    """Starts a graph at ``state`` if gradients are on and it has none, as after a step that forgets everything."""
+    if torch.is_grad_enabled() and not state.requires_grad:
+        state.requires_grad_()
 
 
 def check_completions(recurrence: Recurrence, state: State, completions: Int[Tensor, "batch T"]) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from replicate.lm.modes import full_precision
 
@@ -44,3 +45,34 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def precision_of(model: nn.Module) -> AbstractContextManager:
     """:func:`~replicate.lm.modes.full_precision` around a float64 model, nothing (and no cost) around another."""
     return full_precision() if next(model.parameters()).dtype == torch.float64 else nullcontext()
+
+
+def hidden_states(model: nn.Module, tokens: Int[Tensor, "batch length"]) -> tuple[list[Tensor], Tensor]:
+    """h^0 (embeddings' output), h^l (output of block l), the final state that the head reads, and the logits.
+
+    All come with their graph, from a leaf at the embeddings, since the parameters may carry none.
+    """
+    embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
+    seen: list[Tensor] = []
+    first, head = blocks(model)[0], model.get_output_embeddings()
+    hooks = [first.register_forward_pre_hook(_note_input(seen), with_kwargs=True)]
+    hooks += [b.register_forward_hook(lambda _, __, out: seen.append(first_of(out))) for b in blocks(model)]
+    hooks.append(head.register_forward_pre_hook(_note_input(seen), with_kwargs=True))
+    try:
+        logits = model(inputs_embeds=embedded, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen, logits
+
+
+def first_of(output) -> Tensor:
+    """A module's output, or the first of several."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _note_input(seen: list[Tensor]):
+    def note(_, args, kwargs):
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    return note
