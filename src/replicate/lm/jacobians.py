@@ -38,6 +38,21 @@ def rows(
     return torch.cat(parts).transpose(0, 1)
 
 
+def positionwise(
+    output: Float[Tensor, "1 length out"], inputs: Float[Tensor, "1 length in"]
+) -> Float[Tensor, "length out in"]:
+    """d output[t] / d inputs[t] at every position t, for an output that depends on its own position's input only.
+
+    One backward pass then serves all positions: as many cotangents as features, not features x positions.
+    """
+    length, out = output.shape[1:]
+    basis = torch.eye(out, dtype=output.dtype)[:, None, None].expand(-1, 1, length, -1)
+    (grads,) = torch.autograd.grad(
+        output, inputs, basis, is_grads_batched=True, retain_graph=True, materialize_grads=True
+    )
+    return grads[:, 0].transpose(0, 1)
+
+
 def jacobian(
     function: Callable[[Tensor], Tensor], at: Float[Tensor, "batch features"], *, chunk: int = CHUNK
 ) -> Float[Tensor, "batch out features"]:

@@ -1,4 +1,4 @@
-"""Two switches on what torch computes inside a model of ``transformers``, for as long as a ``with`` block lasts.
+"""Switches on what torch computes inside a model of ``transformers``, for as long as a ``with`` block lasts.
 
 :func:`full_precision`: OLMo-2 and Llama take their norms, and all eager attention its softmax, in float32 whatever
 the dtype of the weights. Forward values are then off by 1e-8 and so are gradients, so that no identity holds to 1e-10 and
@@ -7,7 +7,10 @@ finite differences see a staircase. The switch keeps float64 tensors in float64.
 :func:`held_attention`: attention weights are taken as constants, which leaves the value term of an attention
 Jacobian and drops the derivative of the scores.
 
-Both act on the calls themselves, so they work for every architecture that is written in plain torch functions.
+:func:`attention_operands`: collects queries, keys and values as they enter the two products of eager attention, after
+rotation and after key heads are repeated for their queries.
+
+They act on the calls themselves, so they work for every architecture that is written in plain torch functions.
 """
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _CASTS = (Tensor.to, Tensor.float, Tensor.type)
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 _SOFTMAX = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
 
 
@@ -37,6 +41,19 @@ class held_attention(TorchFunctionMode):  # noqa: N801
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         return out.detach() if func in _SOFTMAX else out
+
+
+class attention_operands(TorchFunctionMode):  # noqa: N801
+    """Collects the operands of products of two four-dimensional tensors: (q, k^T), then (alpha, v), per attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _PRODUCTS and len(args) == 2 and args[0].ndim == args[1].ndim == 4:
+            self.products.append((args[0], args[1]))
+        return func(*args, **(kwargs or {}))
 
 
 def _asks_float32(func, args, kwargs) -> bool:

@@ -45,7 +45,7 @@ def tiny_model(
     """
     if family not in ("olmo2", "llama", "gpt2"):
         raise ValueError(f"family: expected one of ('olmo2', 'llama', 'gpt2'), got {family!r}")
-    if head_dim is None and hidden % heads:
+    if (head_dim is None or family == "llama") and hidden % heads:
         raise ValueError(f"hidden, heads: expected hidden a multiple of heads, got {hidden} and {heads}")
     if family == "gpt2" and (head_dim is not None or kv_heads is not None):
         raise ValueError("head_dim, kv_heads: GPT-2 has hidden / heads and as many key heads as heads, got others")
