@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from replicate.lm.modes import full_precision
+from replicate.lm.switches import full_precision
 
 
 def require_eager(model: nn.Module, why: str) -> None:
@@ -43,7 +43,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def precision_of(model: nn.Module) -> AbstractContextManager:
-    """:func:`~replicate.lm.modes.full_precision` around a float64 model, nothing (and no cost) around another."""
+    """:func:`~replicate.lm.switches.full_precision` around a float64 model, nothing (and no cost) around another."""
     return full_precision() if next(model.parameters()).dtype == torch.float64 else nullcontext()
 
 
