@@ -5,7 +5,12 @@ The subpackages follow the paper: :mod:`replicate.theory` its sections 2 and 3, 
 :mod:`replicate.report` judges and draws it.
 """
 
+import warnings
 from importlib.metadata import PackageNotFoundError, version
+
+# tqdm says so on stderr, with a path, when a library first imports it inside a notebook without ipywidgets; text bars
+# are what the suite wants.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 try:
     __version__ = version("replicate")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 NAME = re.compile(
     r"^stage(?P<stage>[12])(-ingredient(?P<ingredient>\d))?-step(?P<step>\d+)-tokens(?P<tokens>\d+)(?P<unit>[BMK])$"
@@ -68,6 +69,7 @@ class Checkpoint:
         if not weights:
             raise ValueError(f"{self.where}: no safetensors file in this snapshot")
         self._check_weights(weights)
+        logging.disable_progress_bar()  # a bar per checkpoint would drown the sweep's own
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 self.where, dtype=dtype, attn_implementation=attention, use_safetensors=True

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from replicate.lm.grpo import Baseline, Length, Scale, group_advantages, k3, surrogate_loss
 from replicate.lm.policy import Policy
@@ -75,7 +74,6 @@ def train(
     seeds: Sequence[int],
     budgets: Sequence[int],
     reward: Reward = exact_match,
-    progress: Callable[[], None] = lambda: None,
 ) -> list[Curve]:
     """Runs max(budgets) GRPO updates from the policy's present weights, one lane per seed; one curve per seed.
 
@@ -102,7 +100,6 @@ def train(
             curves[lane].updates.append(metrics)
         if update in budgets:
             _measure(curves, update, _held_out_log_policy(policy, held_out), start, held_out)
-        progress()
     return curves
 
 

@@ -1,0 +1,58 @@
+"""The generated parts of the README: tables of verdicts and numbers from ``results/``, between markers."""
+
+import json
+import re
+from pathlib import Path
+
+from replicate.report import claims
+
+
+def claims_block(folder: Path) -> str:
+    """The map of claims of the run whose results are in ``folder``."""
+    tables = claims.load(folder / "verdicts")
+    if not tables:
+        raise ValueError(f"{folder}: no verdicts in this folder")
+    return claims.claims_map(tables)
+
+
+def run_block(folder: Path) -> str:
+    """One sentence on where the numbers come from."""
+    data = json.loads((folder / "provenance.json").read_text())
+    machine = data["hardware"]
+    seconds = sum(data["wall_seconds"].values())
+    return (
+        f"Ladder: {data['ladder']}, {len(data['checkpoints'])} checkpoints; RL seeds {data['seeds']['rl']}, budgets "
+        f"{data['parameters']['BUDGETS']}. Run in {seconds / 60:.0f} minutes on {machine['cores']} cores "
+        f"({machine['processor']}), torch {data['versions']['torch']}, transformers {data['versions']['transformers']}."
+    )
+
+
+def benchmark_block(folder: Path) -> str:
+    """The benchmark tables, one per file in ``folder/benchmarks``."""
+    parts = []
+    for path in sorted((folder / "benchmarks").glob("*.json")):
+        data = json.loads(path.read_text())
+        head = "| " + " | ".join(data["columns"]) + " |\n" + "|---" * len(data["columns"]) + "|\n"
+        body = "\n".join("| " + " | ".join(row) + " |" for row in data["rows"])
+        parts.append(f"{data['title']}\n\n{head}{body}")
+    return "\n\n".join(parts)
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """``text`` with the contents between ``<!-- NAME:start -->`` and ``<!-- NAME:end -->`` replaced."""
+    for name, block in blocks.items():
+        pattern = re.compile(rf"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README: no block named {name}")
+        text = pattern.sub(lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text)
+    return text
+
+
+def render(readme: Path, results: Path) -> str:
+    """The README's text with its generated blocks made anew from ``results`` (the folder of one published run)."""
+    blocks = {
+        "claims": claims_block(results),
+        "run": run_block(results),
+        "benchmarks": benchmark_block(results.parent),
+    }
+    return fill(readme.read_text(), blocks)

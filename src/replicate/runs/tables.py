@@ -1,0 +1,124 @@
+"""Records as tables (pandas): what notebooks plot and what statistics read."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+
+from replicate.impact import PRIMARY_SIGNAL, Advantage, Headroom, PolicyName, Signal, signal
+from replicate.ladder.checkpoints import Ladder
+from replicate.runs.params import ScaleParameters
+from replicate.runs.sweep import records
+
+_HEADROOM_COLUMNS: dict[Headroom, str] = {
+    "std": "headroom",
+    "variance": "headroom_variance",
+    "kl": "headroom_kl",
+    "best_of_n": "headroom_best_of_n",
+}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """``checkpoints``: a row per checkpoint (J_0 and companions); ``components``: a row per checkpoint x layer x
+    policy x advantage; ``gains``: a row per checkpoint x RL seed x budget; ``updates``: per GRPO update."""
+
+    checkpoints: pd.DataFrame
+    components: pd.DataFrame
+    gains: pd.DataFrame
+    updates: pd.DataFrame
+
+    def save(self, folder: Path) -> None:
+        """Writes every table as parquet and as CSV."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in vars(self).items():
+            table.to_parquet(folder / f"{name}.parquet", index=False)
+            table.to_csv(folder / f"{name}.csv", index=False)
+
+
+def load(params: ScaleParameters, ladder: Ladder) -> Tables:
+    """The tables of all finished jobs; ``ValueError`` if there is none."""
+    measured, trained = records(params, "measure", ladder), records(params, "rl", ladder)
+    if not measured or not trained:
+        raise ValueError(f"RUN_DIR {params.RUN_DIR}: no finished job of these parameters, run the sweep first")
+    base = [{**_where(r), **{k: v for k, v in r["result"].items() if k != "readings"}} for r in measured]
+    parts = [{**_where(r), **reading} for r in measured for reading in r["result"]["readings"]]
+    gains = [
+        {**_where(r), "seed": r["seed"], "budget": int(n), **found, "gain": found["reward"] - _start(r)}
+        for r in trained
+        for n, found in r["result"]["budgets"].items()
+        if n != "0"
+    ]
+    updates = [
+        {**_where(r), "seed": r["seed"], "update": i + 1, **metrics}
+        for r in trained
+        for i, metrics in enumerate(r["result"]["updates"])
+    ]
+    return Tables(*(pd.DataFrame(rows) for rows in (base, parts, gains, updates)))
+
+
+def _where(record) -> dict[str, int]:
+    return {"stage": record["checkpoint"]["stage"], "step": record["checkpoint"]["step"], "tokens": record["checkpoint"]["tokens"]}
+
+
+def _start(record) -> float:
+    return record["result"]["budgets"]["0"]["reward"]
+
+
+def per_checkpoint(
+    tables: Tables,
+    *,
+    policy: PolicyName = "categorical",
+    advantage: Advantage = "leave_one_out",
+    layer: int = -1,
+    kind: Signal = PRIMARY_SIGNAL,
+    headroom: Headroom = "std",
+    conditional: bool = False,
+) -> pd.DataFrame:
+    """One row per checkpoint: J_0, the components in one reading, the score S = U x H, and the measured response.
+
+    Columns: ``step, tokens, J0, entropy, label_mass, gradient_norm_squared, V, delta, kappa, U, H, S``; ``gain`` and
+    ``post`` (post-RL reward) averaged over budgets and seeds, ``gain_n`` and ``post_n`` per budget n, and ``gain_se``,
+    the standard error of ``gain`` over seeds. Checkpoints whose RL or measurement failed are left out.
+    """
+    parts = tables.components
+    chosen = parts[(parts.policy == policy) & (parts.advantage == advantage) & (parts.layer == layer)]
+    if chosen.empty:
+        raise ValueError(f"reading: no record for policy={policy!r}, advantage={advantage!r}, layer={layer}")
+    where = ["stage", "step", "tokens"]
+    base = tables.checkpoints.rename(columns={"reward": "J0"})
+    columns = ["V_mean", "delta_mean", "kappa_mean"] if conditional else ["V", "delta", "kappa"]
+    frame = base.merge(
+        chosen[[*where, *columns, _HEADROOM_COLUMNS[headroom]]].set_axis([*where, "V", "delta", "kappa", "H"], axis=1),
+        on=where,
+    )
+    frame["U"] = [signal(v, d, k, kind=kind) for v, d, k in zip(frame.V, frame.delta, frame.kappa, strict=True)]
+    frame["S"] = frame.U * frame.H
+    per_seed = tables.gains.groupby([*where, "seed"])[["gain", "reward"]].mean()
+    grouped = per_seed.groupby(where)
+    response = grouped.mean().rename(columns={"reward": "post"})
+    response["gain_se"] = grouped.gain.sem()
+    by_budget = tables.gains.groupby([*where, "budget"])[["gain", "reward"]].mean().unstack()
+    by_budget.columns = [f"{'post' if name == 'reward' else name}_{n}" for name, n in by_budget.columns]
+    return frame.merge(response.join(by_budget).reset_index(), on=where).sort_values(where, ignore_index=True)
+
+
+def multiverse(tables: Tables, layers: list[int]) -> pd.DataFrame:
+    """Every reading of the score beside each other: its rank correlation with the mean gain over checkpoints.
+
+    A row per kind (action model, whose Delta: per sample or of the conditional mean, state layer) x signal x headroom.
+    """
+    from replicate.report.stats import spearman
+
+    rows = []
+    for policy, conditional, layer in itertools.product(get_args(PolicyName), (False, True), layers):
+        kind = f"{policy}, {'mean' if conditional else 'sample'}\nlayer {'final' if layer == -1 else layer}"
+        for name, room in itertools.product(get_args(Signal), get_args(Headroom)):
+            frame = per_checkpoint(
+                tables, policy=policy, layer=layer, kind=name, headroom=room, conditional=conditional
+            )
+            score = spearman(frame.S.to_numpy(), frame.gain.to_numpy())
+            rows.append({"kind": kind, "signal": name, "headroom": room, "spearman": score})
+    return pd.DataFrame(rows)
