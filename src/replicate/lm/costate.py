@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from replicate.lm.jacobians import rows
 from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
 from replicate.lm.task import log_policy
-from replicate.lm.wiring import frozen, hidden_states, precision_of, require_eager
+from replicate.lm.states import frozen
+from replicate.lm.wiring import hidden_states, precision_of, require_eager
 
 
 def layer_costates(

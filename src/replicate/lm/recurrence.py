@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from replicate.lm.task import log_policy
-from replicate.lm.wiring import frozen, precision_of, require_eager
+from replicate.lm.states import frozen
+from replicate.lm.wiring import precision_of, require_eager
 
 State = Float[Tensor, "batch state"]
 Embedded = Float[Tensor, "batch dim"]

@@ -1,13 +1,13 @@
 """What the modules of section 4 need to know of a model of ``transformers``, whatever its architecture."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from replicate.lm.switches import full_precision
+from replicate.lm.modes import full_precision
+from replicate.lm.states import blocks
 
 
 def require_eager(model: nn.Module, why: str) -> None:
@@ -20,30 +20,8 @@ def require_eager(model: nn.Module, why: str) -> None:
         raise ValueError(f"model: {why} needs attn_implementation='eager', got {attention!r}")
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's decoder blocks: the one module list as long as its configuration says."""
-    depth = model.config.num_hidden_layers
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(found) != 1:
-        raise ValueError(f"model: expected one list of {depth} decoder blocks, found {len(found)}")
-    return found[0]
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside; those that did do again afterwards."""
-    asked = [p for p in model.parameters() if p.requires_grad]
-    for p in asked:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in asked:
-            p.requires_grad_(True)
-
-
 def precision_of(model: nn.Module) -> AbstractContextManager:
-    """:func:`~replicate.lm.switches.full_precision` around a float64 model, nothing (and no cost) around another."""
+    """:func:`~replicate.lm.modes.full_precision` around a float64 model, nothing (and no cost) around another."""
     return full_precision() if next(model.parameters()).dtype == torch.float64 else nullcontext()
 
 
