@@ -22,7 +22,7 @@ _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 _SOFTMAX = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
 
 
-class full_precision(TorchFunctionMode):  # noqa: N801 (used as a function: ``with full_precision():``)
+class full_precision(TorchFunctionMode):
     """Inside, a float64 tensor is not cast to float32, neither outright nor by a softmax; others are left alone."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -35,7 +35,7 @@ class full_precision(TorchFunctionMode):  # noqa: N801 (used as a function: ``wi
         return func(*args, **kwargs)
 
 
-class held_attention(TorchFunctionMode):  # noqa: N801
+class held_attention(TorchFunctionMode):
     """Inside, no gradient flows through any softmax. Meant around one attention module, which has exactly one."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -43,7 +43,7 @@ class held_attention(TorchFunctionMode):  # noqa: N801
         return out.detach() if func in _SOFTMAX else out
 
 
-class attention_operands(TorchFunctionMode):  # noqa: N801
+class attention_operands(TorchFunctionMode):
     """Collects the operands of products of two four-dimensional tensors: (q, k^T), then (alpha, v), per attention."""
 
     def __init__(self) -> None:
