@@ -146,6 +146,13 @@ def unroll(
     return Unrolled(states, torch.cat(logp, dim=1))
 
 
+def log_probs_of(
+    recurrence: Recurrence, completions: Int[Tensor, "N T"], *, scale: Float[Tensor, " T"] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """log pi(o_t | s, o_<t) [N, T] of given completions as a function of states [N, n], one row per completion."""
+    return lambda state: unroll(recurrence, state, completions, scale=scale).logp
+
+
 def log_policies(
     recurrence: Recurrence, state: State, t: int, scale: Float[Tensor, " T"] | None = None
 ) -> Float[Tensor, "batch vocab"]:
