@@ -41,7 +41,7 @@ class Recurrence:
     embeddings: Float[Tensor, "vocab dim"]
     kept: Callable[[int], int]
 
-    def read(self, state: State, tokens: Int[Tensor, " batch"]) -> State:
+    def read(self, state: State, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch next"]:
         """F(s_t, e(o_t)) for tokens o_t."""
         return self.advance(state, self.embeddings[tokens])
 
