@@ -15,7 +15,6 @@ together: exact, for any architecture, and at a fraction of the cost of differen
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +25,7 @@ from replicate.lm.modes import attention_operands, held_attention
 from replicate.lm.states import blocks, frozen
 from replicate.lm.wiring import first_of, hidden_states, precision_of, require_eager
 
-Part = Literal["full", "value", "score"]
+PARTS = ("full", "value", "score")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def anatomy(model: nn.Module, tokens: Int[Tensor, " length"]) -> list[Anatomy]:
     return [_take_apart(model, layer, call) for layer, call in enumerate(_block_calls(model, tokens))]
 
 
-def head_jacobians(block: Anatomy, *, part: Part = "full") -> Float[Tensor, "heads length length head_dim hidden"]:
+def head_jacobians(block: Anatomy, *, part: str = "full") -> Float[Tensor, "heads length length head_dim hidden"]:
     """do_t/dx_j of every head, before the output projection, indexed [head, t, j, out, in]; zero for j > t."""
     _check_part(part)
     full = torch.zeros(*block.alpha.shape, *block.dv.shape[2:], dtype=block.v.dtype)
@@ -111,7 +110,7 @@ def head_jacobians(block: Anatomy, *, part: Part = "full") -> Float[Tensor, "hea
     return full
 
 
-def layer_jacobians(block: Anatomy, *, part: Part = "full") -> Float[Tensor, "length length hidden hidden"]:
+def layer_jacobians(block: Anatomy, *, part: str = "full") -> Float[Tensor, "length length hidden hidden"]:
     """da_t/dx_j of the attention sublayer, indexed [t, j, out, in], all pairs of positions; zero for j > t.
 
     ``part="value"`` holds the attention weights constant, ``"score"`` the values. Diagonal blocks are included, though
@@ -178,7 +177,7 @@ def _causal_product(
 
 
 def layer_jacobians_by_autograd(
-    model: nn.Module, tokens: Int[Tensor, " length"], *, layer: int, part: Part = "full"
+    model: nn.Module, tokens: Int[Tensor, " length"], *, layer: int, part: str = "full"
 ) -> Float[Tensor, "length length hidden hidden"]:
     """:func:`layer_jacobians` of sublayer ``layer`` (1 is the first) by differentiating every output: the slow route.
 
@@ -251,8 +250,8 @@ def breadth(alpha: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch"]:
 
 
 def _check_part(part: str) -> None:
-    if part not in ("full", "value", "score"):
-        raise ValueError(f"part: expected one of ('full', 'value', 'score'), got {part!r}")
+    if part not in PARTS:
+        raise ValueError(f"part: expected one of {PARTS}, got {part!r}")
 
 
 def _blocked(full: Float[Tensor, "1 outs length hidden"], length: int) -> Tensor:

@@ -28,7 +28,7 @@ def layer_costates(
     model: nn.Module,
     prompts: Int[Tensor, "batch length"],
     completions: Int[Tensor, "batch T"],
-    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch T"],
+    advantages: Float[Tensor, "batch ..."],
     *,
     vocab: int,
     layers: Sequence[int] | None = None,
@@ -37,7 +37,7 @@ def layer_costates(
     """Def. 2, lambda^ = - dL/dh_t^l, at every position that is read and for each of ``layers`` (default: all).
 
     Positions are those of the prompt and of o_1..o_{T-1}; log pi(o_t) is read at position length + t - 2, counted
-    from 0. ``mask`` is true on a completion's tokens; behind them may be padding, which counts nothing. One forward
+    from 0. ``mask`` is true on a completion's tokens; behind them may be padding, which counts nothing. ``advantages`` are [batch] or [batch, T]. One forward
     pass and one backward pass through activations, in the model's own precision; any attention kernel will do.
     Raises ``ValueError`` for a layer out of range, padding inside a completion and shapes that do not fit.
     """
@@ -54,7 +54,7 @@ def credit_matrix(
     model: nn.Module,
     prompts: Int[Tensor, "batch length"],
     completions: Int[Tensor, "batch T"],
-    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch T"],
+    advantages: Float[Tensor, "batch ..."],
     *,
     vocab: int,
     layer: int,
@@ -145,7 +145,7 @@ def costates_by_recursion(
 
 def token_weights(
     completions: Int[Tensor, "batch T"],
-    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch T"],
+    advantages: Float[Tensor, "batch ..."],
     mask: Bool[Tensor, "batch T"] | None,
 ) -> Float[Tensor, "batch T"]:
     """A_t per token: one advantage for a whole completion is spread over it, masked tokens get 0."""

@@ -6,7 +6,6 @@ N(0, gain^2 / fan-in), which keeps activations of order one at any width.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import nn
@@ -20,11 +19,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-Family = Literal["olmo2", "llama", "gpt2"]
+FAMILIES = ("olmo2", "llama", "gpt2")
 
 
 def tiny_model(
-    family: Family = "olmo2",
+    family: str = "olmo2",
     *,
     layers: int = 2,
     hidden: int = 16,
@@ -43,8 +42,8 @@ def tiny_model(
     has neither, and ties its head to its embeddings. Raises ``ValueError`` for an unknown family, for a shape the
     family cannot have, and for an odd head size where positions are rotated.
     """
-    if family not in ("olmo2", "llama", "gpt2"):
-        raise ValueError(f"family: expected one of ('olmo2', 'llama', 'gpt2'), got {family!r}")
+    if family not in FAMILIES:
+        raise ValueError(f"family: expected one of {FAMILIES}, got {family!r}")
     if (head_dim is None or family == "llama") and hidden % heads:
         raise ValueError(f"hidden, heads: expected hidden a multiple of heads, got {hidden} and {heads}")
     if family == "gpt2" and (head_dim is not None or kv_heads is not None):
