@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from replicate.lm import costate, enumeration, recurrence
 from replicate.lm.grpo import group_advantages
@@ -35,6 +36,18 @@ def any_recurrence(name: str, seed: int = 0):
         return recurrence.transformer(model), recurrence.prompt_state(model, torch.randint(V, (1, 4), generator=g))
     F = getattr(recurrence, name)(vocab=V, hidden=6, generator=g)
     return F, F.read(torch.zeros(1, 6, dtype=torch.float64), torch.tensor([1]))
+
+
+class Flops(TorchDispatchMode):
+    """Counts floating-point operations of matrix products, forwards and backwards."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def gap_between(a, b) -> float:
@@ -199,11 +212,11 @@ def test_a_measurement_costs_at_most_2_3_forward_passes():
     model = tiny_model("olmo2", layers=3, hidden=64, heads=4, vocab=288, generator=seeded()).float()
     prompts = torch.randint(288, (8, 20), generator=seeded(1))
     tokens, advantages = prompts[:, :4], torch.randn(8, generator=seeded(2))
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
+    with Flops() as forward, torch.no_grad():
         model(input_ids=torch.cat([prompts, tokens[:, :-1]], 1), use_cache=False)
-    with FlopCounterMode(display=False) as both:
+    with Flops() as both:
         costate.layer_costates(model, prompts, tokens, advantages, vocab=269)
-    assert both.get_total_flops() / forward.get_total_flops() < 2.3
+    assert 1.9 < both.total / forward.total < 2.3
 
 
 # --- A4: exactness by enumeration -----------------------------------------------------------------------------------
@@ -290,14 +303,15 @@ def test_what_baselines_do_to_the_expected_costate(nine, group):
     assert 1 - torch.cosine_similarity(bent, g, dim=0) > 1e-6
 
 
-@pytest.mark.parametrize("group", [2, 3, 5])
+@pytest.mark.parametrize("group", [2, 3, 4, 5])
 def test_std_normalisation_of_a_binary_reward_by_a_binomial_sum(nine, group):
     P, S, R = nine
     won = (R > 0).double()
     c = enumeration.expected_advantages(P, won, group=group, advantages=group_advantages)
     factor = enumeration.std_factor(float(P @ won), group=group)
     assert (c @ S - factor * ((P * won) @ S)).abs().max() < EXACT
-    assert abs(factor - enumeration.std_factor(float(P @ won) * 0.5, group=group)) > 1e-3  # it depends on p
+    easier = enumeration.std_factor(float(P @ won) * 0.5, group=group)
+    assert (abs(factor - easier) > 1e-3) == (group > 3)  # groups of 2 and 3 weigh all prompts alike
     with pytest.raises(ValueError, match="group: .*got 1"):
         enumeration.std_factor(0.5, group=1)
 

@@ -128,7 +128,7 @@ class Unrolled:
 def unroll(
     recurrence: Recurrence,
     state: State,
-    completions: Int[Tensor, "batch T"],
+    completions: Int[Tensor, "rows T"],
     *,
     scale: Float[Tensor, " T"] | None = None,
 ) -> Unrolled:
@@ -167,7 +167,7 @@ def differentiable(state: State) -> None:
         state.requires_grad_()
 
 
-def check_completions(recurrence: Recurrence, state: State, completions: Int[Tensor, "batch T"]) -> None:
+def check_completions(recurrence: Recurrence, state: State, completions: Int[Tensor, "rows T"]) -> None:
     """Raises ``ValueError`` where completions cannot be fed from ``state``."""
     vocab = len(recurrence.embeddings)
     if completions.shape[1] < 1:
