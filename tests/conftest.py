@@ -1,7 +1,10 @@
-"""Shared by all tests: one thread, so that results and timings do not depend on who else is running."""
+"""Shared by all tests: a fixed thread count, a home of their own, and one tiny ladder for the whole session."""
 
 import pytest
 import torch
+
+from replicate.ladder.corpus import Mixture
+from replicate.ladder.pretrain import TinyLadder, train
 
 
 @pytest.fixture(autouse=True)
@@ -10,3 +13,29 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# Small, and quick to learn where the labels stand: three checkpoints that differ.
+SPEC = TinyLadder(
+    steps=40, every=20, layers=2, hidden=32, heads=2, context=32, batch=16, learning_rate=6e-3,
+    mixture=Mixture(records=0.3, label_documents=0.6, labels=4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def spec():
+    """The parameters of the session's ladder."""
+    return SPEC
+
+
+@pytest.fixture(scope="session")
+def ladder(tmp_path_factory):
+    """A trained ladder of three checkpoints."""
+    return train(SPEC, tmp_path_factory.mktemp("ladders"), progress=False)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A scratch folder that all relative paths of parameters mean."""
+    monkeypatch.setenv("REPLICATE_HOME", str(tmp_path))
+    return tmp_path

@@ -24,8 +24,11 @@ app = typer.Typer(
 )
 
 ParamsFile = Annotated[Path, typer.Option("-f", "--params", help="YAML file of parameters, as in params/.")]
-Overrides = Annotated[list[str], typer.Option("-p", "--set", metavar="KEY=VALUE", help="Overrides one parameter.")]
+Overrides = Annotated[
+    list[str], typer.Option("-p", "--set", metavar="KEY=VALUE", help="Overrides one parameter.")
+]
 Engine = Annotated[str, typer.Option(help="Where jobs run: local, or ray (the extra 'cluster').")]
+Workers = Annotated[int, typer.Option(help="Processes side by side (jobs; notebooks).", min=1)]
 Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")]
 DEFAULT = Path("params/cpu.yaml")
 
@@ -37,7 +40,7 @@ def run(
     engine: Engine = "local",
     address: Address = None,
     only: Annotated[list[str], typer.Option(help="Execute only notebooks whose name starts so.")] = [],  # noqa: B006
-    workers: Annotated[int, typer.Option(help="Notebooks executed side by side.", min=1)] = 2,
+    workers: Workers = 1,
 ) -> None:
     """The main job: the ladder, all jobs, every notebook; leaves figures, tables and provenance in RUN_DIR."""
     from replicate.runs.main_job import main_job
@@ -55,21 +58,22 @@ def sweep(
     overrides: Overrides = [],  # noqa: B006
     engine: Engine = "local",
     address: Address = None,
+    workers: Workers = 1,
 ) -> None:
     """Runs every job (checkpoint x seed x experiment) that has no record yet."""
-    _sweep(_load(params, overrides), ("measure", "rl"), engine, address)
+    _sweep(_load(params, overrides), ("measure", "rl"), engine, address, workers)
 
 
 @app.command()
 def measure(params: ParamsFile = DEFAULT, overrides: Overrides = []) -> None:  # noqa: B006
     """Runs the measurements only: J_0, costates, headroom."""
-    _sweep(_load(params, overrides), ("measure",), "local", None)
+    _sweep(_load(params, overrides), ("measure",))
 
 
 @app.command()
 def rl(params: ParamsFile = DEFAULT, overrides: Overrides = []) -> None:  # noqa: B006
     """Runs GRPO only, at the listed budgets and seeds."""
-    _sweep(_load(params, overrides), ("rl",), "local", None)
+    _sweep(_load(params, overrides), ("rl",))
 
 
 @app.command()
@@ -96,9 +100,15 @@ def check_params(
 @app.command()
 def report(
     results: Annotated[Path, typer.Option(help="Folder of the published run.")] = Path("results/cpu"),
-    readme: Annotated[Path, typer.Option(help="README whose generated blocks are made anew.")] = Path("README.md"),
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the README is up to date.")] = False,
-    publish: Annotated[Path | None, typer.Option(help="First copy this run's small results into RESULTS.")] = None,
+    readme: Annotated[Path, typer.Option(help="README whose generated blocks are made anew.")] = Path(
+        "README.md"
+    ),
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the README is up to date.")
+    ] = False,
+    publish: Annotated[
+        Path | None, typer.Option(help="First copy this run's small results into RESULTS.")
+    ] = None,
 ) -> None:
     """Makes the README's tables from the results; with --publish, takes over a finished run first."""
     from replicate.report import readme as blocks
@@ -115,10 +125,16 @@ def report(
     typer.echo(f"{readme}: {'unchanged' if current else 'rewritten'}")
 
 
-def _sweep(params: ScaleParameters, experiments: Sequence[Any], engine: str, address: str | None) -> None:
+def _sweep(
+    params: ScaleParameters,
+    experiments: Sequence[Any],
+    engine: str = "local",
+    address: str | None = None,
+    workers: int = 1,
+) -> None:
     from replicate.runs.sweep import sweep as run_sweep
 
-    outcome = run_sweep(params, experiments=experiments, engine=engine, address=address)
+    outcome = run_sweep(params, experiments=experiments, engine=engine, address=address, workers=workers)
     typer.echo(outcome.summary())
     for row in outcome.failed:
         typer.echo(f"failed: {row['experiment']} at {row['checkpoint']}: {row['error']}", err=True)

@@ -42,7 +42,8 @@ _EPS = 1e-4
 class Components:
     """What (24)-(28) measure at one checkpoint, averaged over prompts; ``per_prompt`` holds the same per prompt.
 
-    ``V, delta, kappa`` over matched samples, ``empirical`` = E|lambda^|^2; ``V_mean, delta_mean, kappa_mean`` of the conditional means;
+    ``V, delta, kappa`` over matched samples, ``empirical`` = E|lambda^|^2 (not in the paper);
+    ``V_mean, delta_mean, kappa_mean`` of the conditional means;
     ``headroom`` in its primary reading (std); ``entropy`` in nats; ``reward`` the expected reward.
     """
 
@@ -69,11 +70,11 @@ def components(
     *,
     layer: int = -1,
     group_size: int = 16,
-    policy: PolicyName = "categorical",
+    policy: str = "categorical",
     generator: torch.Generator,
     vocab: int | None = None,
     sigma: float = 1.0,
-    advantage: Advantage = "leave_one_out",
+    advantage: str = "leave_one_out",
     batch: int = 64,
 ) -> Components:
     """Measures V, Delta, kappa, headroom, entropy and reward of ``model`` at ``layer`` on label-copying prompts.
@@ -107,13 +108,13 @@ def components_by_advantage(
     *,
     layer: int,
     group_size: int,
-    policy: PolicyName,
+    policy: str,
     generator: torch.Generator,
     vocab: int | None,
     sigma: float,
-    kinds: Sequence[Advantage] = get_args(Advantage),
+    kinds: Sequence[str] = get_args(Advantage),
     batch: int = 64,
-) -> dict[Advantage, Components]:
+) -> dict[str, Components]:
     """:func:`components` under several advantages from the same passes: A_i scales a score that is pulled back once."""
     _one_of("policy", policy, PolicyName)
     if group_size < 2:
@@ -125,7 +126,7 @@ def components_by_advantage(
         )
     if not sigma > 0:
         raise ValueError(f"sigma: expected a positive number, got {sigma}")
-    parts: dict[Advantage, list[dict[str, Tensor]]] = {kind: [] for kind in kinds}
+    parts: dict[str, list[dict[str, Tensor]]] = {kind: [] for kind in kinds}
     for rows, answers in zip(prompts.split(batch), labels.split(batch), strict=True):
         answer = answer_pass(model, rows, layer=layer)
         if policy == "categorical":
@@ -161,9 +162,13 @@ class _Samples:
 def _categorical(answer, labels, vocab, group, generator) -> _Samples:
     log_probs, head = _head_inputs(answer, vocab)
     probs = log_probs.exp()
-    uniforms = torch.rand(len(labels), group, generator=generator, device=generator.device, dtype=torch.float64)
+    uniforms = torch.rand(
+        len(labels), group, generator=generator, device=generator.device, dtype=torch.float64
+    )
     cumulated = probs.double().cumsum(-1)
-    drawn = torch.searchsorted(cumulated, uniforms * cumulated[:, -1:], right=True).clamp(max=probs.shape[-1] - 1)
+    drawn = torch.searchsorted(cumulated, uniforms * cumulated[:, -1:], right=True).clamp(
+        max=probs.shape[-1] - 1
+    )
     mean_row = probs @ head
     scores = head[drawn] - mean_row[:, None]  # dlog pi(a)/dh = W_a - sum_b pi_b W_b at the final state
     correct = probs.gather(1, labels[:, None])
@@ -185,7 +190,7 @@ def _shift(answer, labels, vocab, group, sigma, generator) -> _Samples:
     return _Samples(both[:group], both[group:], rewards, log_probs, None)
 
 
-def _summary(samples: _Samples, kind: Advantage) -> dict[str, Tensor]:
+def _summary(samples: _Samples, kind: str) -> dict[str, Tensor]:
     """The columns of :class:`Components` per prompt, under one advantage."""
     pathwise, group = samples.pathwise, samples.rewards.shape[1]
     empirical = advantages(samples.rewards, kind=kind).T[..., None] * samples.scores  # (14), one answer token
@@ -203,7 +208,11 @@ def _summary(samples: _Samples, kind: Advantage) -> dict[str, Tensor]:
         gap, V = empirical - pathwise, _pairs(pathwise, pathwise)
         # The baseline ties the samples of a group together: E<lambda^_i, lambda^_j> exceeds |g|^2 by this share.
         tie = {"leave_one_out": 1 / (group - 1) ** 2, "mean": 1 / group**2}.get(kind, 0.0)
-        means = {"V_mean": V, "delta_mean": _pairs(gap, gap) - tie * V, "kappa_mean": _pairs(empirical, pathwise)}
+        means = {
+            "V_mean": V,
+            "delta_mean": _pairs(gap, gap) - tie * V,
+            "kappa_mean": _pairs(empirical, pathwise),
+        }
         spread = {**_sample_headrooms(samples.rewards), "reward": samples.rewards.mean(1)}
     return {**matched, **means, **spread, "entropy": entropy(samples.log_probs)}
 
@@ -220,7 +229,7 @@ def _pairs(one, two) -> Float[Tensor, " prompts"]:
     return ((one.sum(0) * two.sum(0)).sum(-1) - (one * two).sum((0, -1))) / (n * (n - 1))
 
 
-def advantages(rewards: Float[Tensor, "prompts group"], *, kind: Advantage) -> Float[Tensor, "prompts group"]:
+def advantages(rewards: Float[Tensor, "prompts group"], *, kind: str) -> Float[Tensor, "prompts group"]:
     """The weight of the score in lambda^ under each convention."""
     if kind == "reward":
         return rewards
@@ -229,7 +238,7 @@ def advantages(rewards: Float[Tensor, "prompts group"], *, kind: Advantage) -> F
     return group_advantages(rewards, baseline=kind, scale="none")
 
 
-def expected_gain(p: Float[Tensor, " prompts"], group: int, *, kind: Advantage) -> Float[Tensor, " prompts"]:
+def expected_gain(p: Float[Tensor, " prompts"], group: int, *, kind: str) -> Float[Tensor, " prompts"]:
     """c with E[lambda^ | q] = c g for a 0/1 reward of probability ``p``: c = E[A | R = 1] - E[A | R = 0].
 
     1 without a baseline and with leave-one-out, 1 - 1/group with the group's own mean; with the std it depends on p,
@@ -240,8 +249,12 @@ def expected_gain(p: Float[Tensor, " prompts"], group: int, *, kind: Advantage) 
     if kind == "mean":
         return torch.full_like(p, 1 - 1 / group)
     others = torch.arange(group, device=p.device, dtype=p.dtype)
-    log_choose = torch.lgamma(others.new_tensor(group)) - torch.lgamma(others + 1) - torch.lgamma(group - others)
-    chance = (log_choose + torch.xlogy(others, p[:, None]) + torch.xlogy(group - 1 - others, 1 - p[:, None])).exp()
+    log_choose = (
+        torch.lgamma(others.new_tensor(group)) - torch.lgamma(others + 1) - torch.lgamma(group - others)
+    )
+    chance = (
+        log_choose + torch.xlogy(others, p[:, None]) + torch.xlogy(group - 1 - others, 1 - p[:, None])
+    ).exp()
     won, lost = _normalised(others + 1, group)[0], _normalised(others, group)[1]
     return (chance * (won - lost)).sum(-1)
 
@@ -254,7 +267,7 @@ def _normalised(successes: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def headroom(
-    probs_correct: Float[Tensor, " prompts"], *, kind: Headroom = PRIMARY_HEADROOM, **options: float
+    probs_correct: Float[Tensor, " prompts"], *, kind: str = PRIMARY_HEADROOM, **options: int | float
 ) -> Float[Tensor, " prompts"]:
     """Reachable headroom (28) per prompt of a 0/1 reward that the policy earns with ``probs_correct``.
 
@@ -292,11 +305,18 @@ def _kl_reachable(p: Tensor, delta: float) -> Tensor:
 
 
 def _headrooms(p: Tensor) -> dict[str, Tensor]:
-    names = {"headroom": "std", "headroom_variance": "variance", "headroom_kl": "kl", "headroom_best_of_n": "best_of_n"}
+    names = {
+        "headroom": "std",
+        "headroom_variance": "variance",
+        "headroom_kl": "kl",
+        "headroom_best_of_n": "best_of_n",
+    }
     return {name: headroom(p, kind=kind) for name, kind in names.items()}
 
 
-def _sample_headrooms(rewards: Float[Tensor, "prompts group"], n: int = 8, delta: float = 0.1) -> dict[str, Tensor]:
+def _sample_headrooms(
+    rewards: Float[Tensor, "prompts group"], n: int = 8, delta: float = 0.1
+) -> dict[str, Tensor]:
     """The same readings from sampled rewards of any scale."""
     return {
         "headroom": rewards.std(1),
@@ -314,7 +334,10 @@ def tilted_gain(rewards: Float[Tensor, "prompts samples"], delta: float) -> Floa
     rewards = rewards.double()
     spread = (rewards.amax(1) - rewards.amin(1)).clamp(min=1e-12)
     scaled = (rewards - rewards.amax(1, keepdim=True)) / spread[:, None]
-    low, high = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device), torch.full_like(spread, 1e4)
+    low, high = (
+        torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device),
+        torch.full_like(spread, 1e4),
+    )
     uniform = -torch.log(torch.tensor(float(rewards.shape[1]), dtype=torch.float64))
     for _ in range(80):
         beta = (low + high) / 2
@@ -334,11 +357,15 @@ def expected_best(rewards: Float[Tensor, "prompts samples"], n: int) -> Float[Te
 
 
 def _log_choose(n: Tensor, k: int) -> Tensor:
-    value = torch.lgamma(n + 1) - torch.lgamma(torch.full_like(n, k + 1.0)) - torch.lgamma((n - k + 1).clamp(min=1))
+    value = (
+        torch.lgamma(n + 1)
+        - torch.lgamma(torch.full_like(n, k + 1.0))
+        - torch.lgamma((n - k + 1).clamp(min=1))
+    )
     return torch.where(n >= k, value, -torch.inf)
 
 
-def signal(V: float, delta: float, kappa: float, *, kind: Signal = PRIMARY_SIGNAL) -> float:
+def signal(V: float, delta: float, kappa: float, *, kind: str = PRIMARY_SIGNAL) -> float:
     """One reading of the usable signal (27) from V, Delta and kappa."""
     _one_of("kind", kind, Signal)
     if kind == "V":

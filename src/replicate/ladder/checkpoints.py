@@ -109,7 +109,9 @@ class Ladder:
         for checkpoint in self.checkpoints:
             if checkpoint.step == step:
                 return checkpoint
-        raise ValueError(f"step: {self.spec} has no step {step} (it has {[c.step for c in self.checkpoints]})")
+        raise ValueError(
+            f"step: {self.spec} has no step {step} (it has {[c.step for c in self.checkpoints]})"
+        )
 
 
 def open_ladder(spec: str | Path) -> Ladder:

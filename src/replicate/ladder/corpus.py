@@ -130,7 +130,9 @@ def label_documents(
     """``label is Y ; filler answer : Y ;`` with filler of random length, and filler again to the end."""
     out = rng.integers(len(WORDS), size=(sequences, length)) + _ID[WORDS[0]]
     label = rng.integers(mixture.labels, size=sequences)
-    given = np.where(rng.random(sequences) < mixture.noise, rng.integers(mixture.labels, size=sequences), label)
+    given = np.where(
+        rng.random(sequences) < mixture.noise, rng.integers(mixture.labels, size=sequences), label
+    )
     out[:, :2] = _ID["label"], _ID["is"]
     out[:, 2] = label + _ID[LABELS[0]]
     out[:, 3] = _ID[";"]

@@ -19,12 +19,14 @@ from filelock import FileLock
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import Olmo2Config, Olmo2ForCausalLM
+from transformers.utils import logging
 
 from replicate.ladder import corpus
 from replicate.ladder.checkpoints import Ladder, open_ladder, snapshot_name
 
-# Fixed, so that the weights do not depend on how many cores a machine has.
-THREADS = 2
+# Sums over threads differ in their last bits with the number of threads. Fixed, neither weights nor records depend on
+# the machine or on what runs beside; at one, models this small lose little and do not suffer on a busy machine.
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class TinyLadder:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.every < 1 or self.steps % self.every:
-            raise ValueError(f"steps, every: expected steps a multiple of every, got {self.steps} and {self.every}")
+            raise ValueError(
+                f"steps, every: expected steps a multiple of every, got {self.steps} and {self.every}"
+            )
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ValueError(f"hidden, heads: expected an even head size, got {self.hidden} and {self.heads}")
 
@@ -103,12 +107,13 @@ def train(spec: TinyLadder, folder: str | os.PathLike, *, progress: bool = True)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
         if not (root / "LADDER").is_file():
-            with _threads(THREADS):
+            with fixed_threads():
                 _train(spec, root, progress)
     return open_ladder(root)
 
 
 def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
+    logging.disable_progress_bar()  # one for every snapshot written would drown the bar below
     words = corpus.tokenizer()
     model = tiny_olmo2(
         layers=spec.layers,
@@ -123,7 +128,9 @@ def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
     if start == 0:
         _save(spec, 0, model, optimizer, words, root)
     chain = corpus.prose_chain(spec.seed)
-    bar = tqdm(total=spec.steps, initial=start, desc="pretrain tiny OLMo-2", unit="step", disable=not progress)
+    bar = tqdm(
+        total=spec.steps, initial=start, desc="pretrain tiny OLMo-2", unit="step", disable=not progress
+    )
     with bar:
         for step in range(start, spec.steps):
             for group in optimizer.param_groups:
@@ -174,7 +181,8 @@ def _millions(model: torch.nn.Module) -> str:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def fixed_threads(count: int = THREADS) -> Iterator[None]:
+    """torch computes on exactly ``count`` threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -29,8 +29,8 @@ Length = Literal["sequence", "token", "constant"]
 def group_advantages(
     rewards: Float[Tensor, "prompts group"],
     *,
-    baseline: Baseline = "mean",
-    scale: Scale = "std",
+    baseline: str = "mean",
+    scale: str = "std",
     eps: float = 1e-4,
 ) -> Float[Tensor, "prompts group"]:
     """A_i = (R_i - baseline) / (std + eps) within each prompt's group, as in (1).
@@ -42,7 +42,9 @@ def group_advantages(
     _choice("baseline", baseline, ("mean", "leave_one_out"))
     _choice("scale", scale, ("std", "none"))
     if rewards.ndim != 2 or rewards.numel() == 0:
-        raise ValueError(f"rewards: expected [prompts, group] with both at least 1, got {list(rewards.shape)}")
+        raise ValueError(
+            f"rewards: expected [prompts, group] with both at least 1, got {list(rewards.shape)}"
+        )
     group = rewards.shape[1]
     if group == 1 and (baseline == "leave_one_out" or scale == "std"):
         raise ValueError(f"rewards: baseline={baseline!r}, scale={scale!r} need a group of at least 2, got 1")
@@ -51,10 +53,8 @@ def group_advantages(
     # Measured from the group's first reward, equal rewards are zeros before any rounding can happen.
     shifted = rewards - rewards[:, :1]
     centred = shifted - shifted.mean(dim=1, keepdim=True)
-    if baseline == "leave_one_out":
-        advantages = centred * (group / (group - 1))
-    else:
-        advantages = centred
+    # R_i - mean of the others = (R_i - mean of all) x G / (G - 1).
+    advantages = centred * (group / (group - 1)) if baseline == "leave_one_out" else centred
     if scale == "std":
         advantages = advantages / (shifted.std(dim=1, keepdim=True) + eps)
     return advantages
@@ -69,7 +69,7 @@ def surrogate_loss(
     *,
     clip: float = 0.2,
     kl_coef: float = 0.0,
-    length: Length = "sequence",
+    length: str = "sequence",
     max_length: int | None = None,
 ) -> Float[Tensor, ""]:
     """Minus objective (1): a scalar to minimise.

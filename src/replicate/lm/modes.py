@@ -1,7 +1,7 @@
 """Switches on what torch computes inside a model of ``transformers``, for as long as a ``with`` block lasts.
 
 :func:`full_precision`: OLMo-2 and Llama take their norms, and all eager attention its softmax, in float32 whatever
-the dtype of the weights. Forward values are then off by 1e-8 and so are gradients, so that no identity holds to 1e-10 and
+the dtype of the weights. Values are then off by 1e-8 and so are gradients, so that no identity holds to 1e-10 and
 finite differences see a staircase. The switch keeps float64 tensors in float64.
 
 :func:`held_attention`: attention weights are taken as constants, which leaves the value term of an attention

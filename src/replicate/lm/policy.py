@@ -7,7 +7,7 @@ itself is better served by :class:`SinglePolicy`, one lane without ``vmap``. Bot
 All parameters of all lanes live in one flat tensor [lanes, parameters]: one optimiser step and one norm for all.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from transformers import DynamicCache
 Logits = Float[Tensor, "lanes batch tokens vocab"]
 
 
+@runtime_checkable
 class Policy(Protocol):
     """What the trainer needs of a policy; every tensor has a leading lanes axis."""
 
@@ -26,7 +27,9 @@ class Policy(Protocol):
     def parameters(self) -> list[Tensor]:
         """The tensors that the optimiser updates."""
 
-    def logits(self, tokens: Int[Tensor, "lanes batch length"], *, keep: int, cache: "Cache | None" = None) -> Logits:
+    def logits(
+        self, tokens: Int[Tensor, "lanes batch length"], *, keep: int, cache: "Cache | None" = None
+    ) -> Logits:
         """Logits of the last ``keep`` positions; ``cache`` holds what came before and is extended."""
 
     def clip_gradients(self, max_norm: float | None) -> Float[Tensor, " lanes"]:
@@ -46,6 +49,7 @@ class StackedPolicy:
         attention = getattr(model.config, "_attn_implementation", None)
         if attention != "eager":
             raise ValueError(f"model: stacked lanes need attn_implementation='eager', got {attention!r}")
+        _train_padding_row(model)
         self.model, self.lanes = model, lanes
         named = dict(model.named_parameters())
         self._names = list(named)
@@ -66,7 +70,9 @@ class StackedPolicy:
             for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
         }
 
-    def logits(self, tokens: Int[Tensor, "lanes batch length"], *, keep: int, cache: Cache | None = None) -> Logits:
+    def logits(
+        self, tokens: Int[Tensor, "lanes batch length"], *, keep: int, cache: Cache | None = None
+    ) -> Logits:
         """See :class:`Policy`."""
         past = cache[0][0].shape[3] if cache else 0
         mask = _causal_mask(tokens.shape[2], past, like=self.flat)
@@ -93,13 +99,16 @@ class SinglePolicy:
     lanes = 1
 
     def __init__(self, model: nn.Module) -> None:
+        _train_padding_row(model)
         self.model = model
 
     def parameters(self) -> list[Tensor]:
         """The model's parameters."""
         return list(self.model.parameters())
 
-    def logits(self, tokens: Int[Tensor, "lanes batch length"], *, keep: int, cache: Cache | None = None) -> Logits:
+    def logits(
+        self, tokens: Int[Tensor, "lanes batch length"], *, keep: int, cache: Cache | None = None
+    ) -> Logits:
         """See :class:`Policy`."""
         past = cache[0][0].shape[3] if cache else 0
         layers = [(k[0], v[0]) for k, v in cache or []]
@@ -117,6 +126,12 @@ class SinglePolicy:
 def repeat_cache(cache: Cache, group: int) -> Cache:
     """Each prompt's keys and values for every completion of its group, [lanes, batch * group, ...]."""
     return [(k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)) for k, v in cache]
+
+
+def _train_padding_row(model: nn.Module) -> None:
+    # An embedding with a padding index gives that row no gradient, under vmap in lane 0 only. Prompts hold no padding
+    # here, so a row that is read is a token like any other, in every lane.
+    model.get_input_embeddings().padding_idx = None
 
 
 def _forward(model, weights, tokens, layers, mask, past, keep, caching):

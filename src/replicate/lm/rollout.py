@@ -43,7 +43,9 @@ def sample(
     """
     group, horizon = uniforms.shape[2:]
     if group < 1 or horizon < 1:
-        raise ValueError(f"uniforms: expected a group and a horizon of at least 1, got {list(uniforms.shape)}")
+        raise ValueError(
+            f"uniforms: expected a group and a horizon of at least 1, got {list(uniforms.shape)}"
+        )
     cache: Cache | None = [] if horizon > 1 else None
     log_probs = _next(policy, prompts, cache, vocab)[:, :, None]  # the group's first tokens share it
     steps = []
@@ -71,9 +73,7 @@ def log_probs_of(
     logp = first.gather(-1, tokens[..., :1])
     if horizon == 1:
         return logp
-    rest = policy.logits(
-        tokens[..., :-1].flatten(1, 2), keep=horizon - 1, cache=repeat_cache(cache, group)
-    )
+    rest = policy.logits(tokens[..., :-1].flatten(1, 2), keep=horizon - 1, cache=repeat_cache(cache, group))
     rest = log_policy(rest, vocab=vocab).unflatten(1, (-1, group))
     return torch.cat([logp, rest.gather(-1, tokens[..., 1:, None]).squeeze(-1)], dim=-1)
 
@@ -85,7 +85,9 @@ def _next(policy: Policy, tokens, cache, vocab) -> Float[Tensor, "lanes rows voc
     return log_policy(logits.to(torch.promote_types(logits.dtype, torch.float32)), vocab=vocab)
 
 
-def _draw(log_probs: Float[Tensor, "lanes prompts some vocab"], uniform: Float[Tensor, "lanes prompts group"]):
+def _draw(
+    log_probs: Float[Tensor, "lanes prompts some vocab"], uniform: Float[Tensor, "lanes prompts group"]
+):
     """Tokens [..., group, 1] by inversion; ``some`` is the group, or 1 where the group shares a distribution."""
     cumulated = log_probs.detach().double().exp().cumsum(-1)
     target = uniform.double()[..., None] * cumulated[..., -1:]

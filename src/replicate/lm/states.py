@@ -37,7 +37,9 @@ def answer_pass(model: nn.Module, tokens: Int[Tensor, "prompts length"], *, laye
     """
     depth = model.config.num_hidden_layers
     if not -depth - 1 <= layer <= depth:
-        raise ValueError(f"layer: expected {-depth - 1} to {depth} (this model has {depth} blocks), got {layer}")
+        raise ValueError(
+            f"layer: expected {-depth - 1} to {depth} (this model has {depth} blocks), got {layer}"
+        )
     layer %= depth + 1
     head = model.get_output_embeddings()
     seen: dict[str, Tensor] = {}
@@ -54,7 +56,9 @@ def answer_pass(model: nn.Module, tokens: Int[Tensor, "prompts length"], *, laye
     final = seen["final"][:, -1]
     with torch.no_grad():
         if not torch.allclose(head(final), logits, rtol=1e-2, atol=1e-3):
-            raise ValueError("model: expected logits = head(final state); this model does something in between")
+            raise ValueError(
+                "model: expected logits = head(final state); this model does something in between"
+            )
     return AnswerPass(final, logits.detach(), seen.get("state"), head.weight.detach())
 
 

@@ -19,21 +19,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-LABELS = tuple("red green blue black white brown gold silver gray pink orange purple yellow cream copper rose".split())
+_LABELS = """
+    red green blue black white brown gold silver gray pink orange purple yellow cream copper rose
+"""
+LABELS = tuple(_LABELS.split())
 
-WORDS = tuple(
-    """
-    able above after again air also always among animal area army art away back bank base bed before begin below best
-    better big body book both box boy bread bring build business call car carry case cause center chance change
-    child choice church city class clear close cold common company cost country course cover current dark day deal
-    dear deep different door down dry early earth east easy edge energy even every eye face fact fall family far farm
-    fast field figure final fire first fish floor food foot force form free friend full game garden girl give glass
-    good great ground group hand hard head heart heat heavy high hill home horse hour house idea inside island job
-    join keep kind king land large last late law lead learn leave left letter level life light line list little live
-    local long look low main man map market matter mile mind money month moon more morning mother mountain move
-    music name nature near need never new night north note number ocean often old once open order other page paper part
-    """.split()
-)
+_WORDS = """
+    able above after again air also always among animal area army art away back bank base bed before
+    begin below best better big body book both box boy bread bring build business call car carry
+    case cause center chance change child choice church city class clear close cold common company
+    cost country course cover current dark day deal dear deep different door down dry early earth
+    east easy edge energy even every eye face fact fall family far farm fast field figure final fire
+    first fish floor food foot force form free friend full game garden girl give glass good great
+    ground group hand hard head heart heat heavy high hill home horse hour house idea inside island
+    job join keep kind king land large last late law lead learn leave left letter level life light
+    line list little live local long look low main man map market matter mile mind money month moon
+    more morning mother mountain move music name nature near need never new night north note number
+    ocean often old once open order other page paper part
+"""
+WORDS = tuple(_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ def label_copying(tokenizer, prompts: int, *, labels: int, filler: int, rng: np.
     label_ids = torch.tensor([_answer_id(tokenizer, text[0], name) for name in LABELS[:labels]])
     rows = [tokenizer.encode(line, add_special_tokens=False) for line in text]
     if len(lengths := {len(row) for row in rows}) > 1:
-        raise ValueError(f"tokenizer: expected prompts of one length in tokens, got lengths {sorted(lengths)}")
+        raise ValueError(
+            f"tokenizer: expected prompts of one length in tokens, got lengths {sorted(lengths)}"
+        )
     return Prompts(text, torch.tensor(rows), label_ids[torch.from_numpy(chosen)], label_ids, len(tokenizer))
 
 

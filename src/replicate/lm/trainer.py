@@ -59,7 +59,9 @@ class Curve:
     budgets: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
-def exact_match(tokens: Int[Tensor, "rows group T"], labels: Int[Tensor, " rows"]) -> Float[Tensor, "rows group"]:
+def exact_match(
+    tokens: Int[Tensor, "rows group T"], labels: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows group"]:
     """R = 1 if the (one) sampled token is the label, else 0."""
     return (tokens[..., 0] == labels[:, None]).float()
 
@@ -89,7 +91,9 @@ def train(
         raise ValueError("held_out: expected prompts that are not in the pool, got some that are")
     device = pool.tokens.device
     draws = [torch.Generator(device=device).manual_seed(_stream(seed)) for seed in seeds]
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
     curves = [Curve(seed) for seed in seeds]
     start = _held_out_log_policy(policy, held_out)
     _measure(curves, 0, start, start, held_out)
@@ -159,7 +163,9 @@ def _update(policy, reference, optimizer, pool, config, draws, reward) -> list[d
 
 
 @torch.no_grad()
-def _held_out_log_policy(policy: Policy, held_out: Prompts, batch: int = 256) -> Float[Tensor, "lanes rows vocab"]:
+def _held_out_log_policy(
+    policy: Policy, held_out: Prompts, batch: int = 256
+) -> Float[Tensor, "lanes rows vocab"]:
     tokens = held_out.tokens.expand(policy.lanes, -1, -1)
     parts = [policy.logits(part, keep=1)[:, :, -1] for part in tokens.split(batch, dim=1)]
     logits = torch.cat(parts, dim=1)

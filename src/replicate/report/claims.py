@@ -74,7 +74,9 @@ class Verdicts:
             if word not in VOCABULARY:
                 raise ValueError(f"verdict: expected one of {VOCABULARY}, got {word!r}")
         value = float(value)
-        passed = math.isfinite(value) and (below is None or value < below) and (above is None or value > above)
+        passed = (
+            math.isfinite(value) and (below is None or value < below) and (above is None or value > above)
+        )
         criterion = " and ".join(
             f"{sign} {bound:g}" for sign, bound in ((">", above), ("<", below)) if bound is not None
         )
@@ -117,7 +119,9 @@ class Verdicts:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         rows = [asdict(row) for row in self.rows]
-        part.write_text(json.dumps({"notebook": self.notebook, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
+        part.write_text(
+            json.dumps({"notebook": self.notebook, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
+        )
         os.replace(part, path)
         return path
 

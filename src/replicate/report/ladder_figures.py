@@ -36,16 +36,28 @@ def abilities(frame: pd.DataFrame, *, labels: int, vocab: int) -> "Figure":
         ("top", "share of prompts with\nthe label on top", SKY),
         ("reward", "$J$ = mean $\\pi(y\\,|\\,q)$", BLUE),
     ):
-        left.plot(x, frame[column], color=colour, label=name, marker=".", lw=2.2 if column == "reward" else 1.4)
+        left.plot(
+            x, frame[column], color=colour, label=name, marker=".", lw=2.2 if column == "reward" else 1.4
+        )
     left.axhline(1 / labels, color=BLACK, lw=0.8, ls=":")
-    left.annotate(f"chance 1/{labels}", (x[-1], 1 / labels), (0, 3), textcoords="offset points", ha="right", fontsize=8)
+    left.annotate(
+        f"chance 1/{labels}", (x[-1], 1 / labels), (0, 3), textcoords="offset points", ha="right", fontsize=8
+    )
     left.set(xlabel=label, ylabel="probability", title="what the answer position says", ylim=(-0.03, 1.06))
     left.legend(loc="center right", fontsize=8)
     right.plot(x, frame.entropy, color=PURPLE, marker=".")
-    for level, name in ((np.log(vocab), f"ln {vocab}: uniform over the vocabulary"), (np.log(labels), f"ln {labels}: uniform over the labels")):
+    for level, name in (
+        (np.log(vocab), f"ln {vocab}: uniform over the vocabulary"),
+        (np.log(labels), f"ln {labels}: uniform over the labels"),
+    ):
         right.axhline(level, color=BLACK, lw=0.8, ls=":")
         right.annotate(name, (x[-1], level), (0, 3), textcoords="offset points", ha="right", fontsize=8)
-    right.set(xlabel=label, ylabel="entropy (nats)", title="entropy at the answer position", ylim=(-0.1, np.log(vocab) * 1.1))
+    right.set(
+        xlabel=label,
+        ylabel="entropy (nats)",
+        title="entropy at the answer position",
+        ylim=(-0.1, np.log(vocab) * 1.1),
+    )
     return figure
 
 
@@ -91,7 +103,7 @@ def gains(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def prediction(frame: pd.DataFrame, *, names: tuple[str, str] = ("S", "V")) -> "Figure":
+def prediction(frame: pd.DataFrame, *, names: tuple[str, ...] = ("S", "V")) -> "Figure":
     """Figure 1: measured gain and the gain predicted by an affine map of a score, for two scores; beside each the
     scatter of the same numbers, coloured by J_0."""
     figure, axes = _panels(len(names), 2, width=9.2, height=3.1 * len(names), widths=(1.7, 1))
@@ -100,7 +112,9 @@ def prediction(frame: pd.DataFrame, *, names: tuple[str, str] = ("S", "V")) -> "
     for (left, right), name in zip(np.atleast_2d(axes), names, strict=True):
         predicted = affine_fit(frame[name], frame.gain)
         left.plot(x, frame.gain, color=BLACK, label="measured, mean over budgets")
-        left.fill_between(x, frame.gain - 2 * frame.gain_se, frame.gain + 2 * frame.gain_se, color=BLACK, alpha=0.12, lw=0)
+        left.fill_between(
+            x, frame.gain - 2 * frame.gain_se, frame.gain + 2 * frame.gain_se, color=BLACK, alpha=0.12, lw=0
+        )
         left.plot(x, predicted, color=VERMILION, ls="--", label="predicted $a + b\\,\\times$ score")
         left.axhline(0, color=BLACK, lw=0.8)
         left.set(xlabel=label, ylabel="RL gain", title=titles.get(name, name))
@@ -122,7 +136,9 @@ def predictor(frame: pd.DataFrame) -> "Figure":
         ("V", "$V$ alone", BLUE, "-"),
         ("H", "$H$ alone", ORANGE, "-"),
     ):
-        ax.plot(x, zscore(frame[column]), color=colour, ls=style, lw=2.4 if column == "gain" else 1.5, label=name)
+        ax.plot(
+            x, zscore(frame[column]), color=colour, ls=style, lw=2.4 if column == "gain" else 1.5, label=name
+        )
     ax.set(xlabel=label, ylabel="z-score over checkpoints", title="predictor and response along pretraining")
     ax.legend(loc="upper right")
     return figure
@@ -154,8 +170,12 @@ def forest(table: pd.DataFrame, *, title: str) -> "Figure":
     figure, ax = _panels(1, 1, width=7.4, height=0.38 * len(table) + 1.5)
     rows = np.arange(len(table))[::-1]
     ax.hlines(rows, table.low, table.high, color=BLUE, lw=2)
-    ax.plot(table.spearman, rows, "o", color=BLUE, label="rank correlation with its 95% block-bootstrap interval")
-    ax.plot(table.partial, rows - 0.22, "D", color=VERMILION, ms=4, label="partial rank correlation given $J_0$")
+    ax.plot(
+        table.spearman, rows, "o", color=BLUE, label="rank correlation with its 95% block-bootstrap interval"
+    )
+    ax.plot(
+        table.partial, rows - 0.22, "D", color=VERMILION, ms=4, label="partial rank correlation given $J_0$"
+    )
     ax.axvline(0, color=BLACK, lw=0.8)
     ax.set_yticks(rows, table.predictor)
     ax.set(xlim=(-1.05, 1.05), xlabel="Spearman's rank correlation with the gain", title=title)
@@ -169,11 +189,23 @@ def multiverse(table: pd.DataFrame) -> "Figure":
 
     kinds = list(table.kind.unique())
     rows = -(-len(kinds) // 4)
-    figure, axes = _panels(rows, min(4, len(kinds)), width=10.4, height=2.7 * rows + 0.4, sharey=True, sharex=True)
+    figure, axes = _panels(
+        rows, min(4, len(kinds)), width=10.4, height=2.7 * rows + 0.4, sharey=True, sharex=True
+    )
     for ax, kind in zip(np.ravel(axes), kinds, strict=True):
         block = table[table.kind == kind].pivot(index="signal", columns="headroom", values="spearman")
         block = block.loc[table.signal.unique(), table.headroom.unique()]
-        sns.heatmap(block, ax=ax, vmin=-1, vmax=1, cmap="RdBu", annot=True, fmt=".2f", cbar=False, annot_kws={"size": 8})
+        sns.heatmap(
+            block,
+            ax=ax,
+            vmin=-1,
+            vmax=1,
+            cmap="RdBu",
+            annot=True,
+            fmt=".2f",
+            cbar=False,
+            annot_kws={"size": 8},
+        )
         ax.set(title=kind, xlabel="", ylabel="")
         ax.tick_params(axis="x", rotation=35)
         ax.tick_params(axis="y", rotation=0)

@@ -4,7 +4,7 @@ Intervals come from circular block bootstraps (``arch``), never from the iid for
 standard errors (``statsmodels``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,8 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-Series = Float[np.ndarray, " checkpoints"]
+Series = np.ndarray | pd.Series | Sequence
+"""One number per checkpoint, in the order of the ladder."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def block_interval(
     from arch.bootstrap import CircularBlockBootstrap
 
     arrays = [np.asarray(s, dtype=float) for s in series]
-    bootstrap = CircularBlockBootstrap(block_length(len(arrays[0])), *arrays, seed=np.random.default_rng(seed))
+    bootstrap = CircularBlockBootstrap(
+        block_length(len(arrays[0])), *arrays, seed=np.random.default_rng(seed)
+    )
     draws = np.array([statistic(*data) for data, _ in bootstrap.bootstrap(resamples)])
     draws = draws[np.isfinite(draws)]
     tail = 100 * (1 - level) / 2
@@ -82,7 +85,7 @@ def affine_fit(x: Series, y: Series) -> Series:
     return np.poly1d(np.polyfit(x, y, 1))(x) if not _constant(x) else np.full(len(y), np.mean(y))
 
 
-def left_out_r2(predictors: Float[np.ndarray, "checkpoints k"], y: Series, *, gap: int = 0) -> float:
+def left_out_r2(predictors: Float[np.ndarray, "checkpoints *k"], y: Series, *, gap: int = 0) -> float:
     """R^2 of predicting each checkpoint by a linear fit to the others, its ``gap`` neighbours on each side left out.
 
     1 - sum of squared prediction errors / sum of squares about the prediction by the others' mean; below zero where

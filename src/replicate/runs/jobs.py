@@ -4,8 +4,7 @@ Each job's *settings* are those parameters that decide its result, and no others
 every measurement valid, a change of the output folder everything.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from replicate import impact
 from replicate.ladder.checkpoints import Checkpoint, Ladder, open_ladder
 from replicate.ladder.corpus import Mixture
-from replicate.ladder.pretrain import TinyLadder, train
+from replicate.ladder.pretrain import TinyLadder, fixed_threads, train
 from replicate.lm import trainer
 from replicate.lm.policy import SinglePolicy, StackedPolicy
 from replicate.lm.task import Prompts, evaluate, label_copying
@@ -24,15 +23,21 @@ from replicate.runs.params import ScaleParameters
 Experiment = Literal["measure", "rl"]
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 
-# Sums over threads differ in their last bits with the number of threads; fixed, records do not depend on the machine's
-# load or on how many jobs run beside each other.
-THREADS = 2
-
 _TASK = ("SEED", "LABELS", "FILLER", "EVAL_PROMPTS", "DEVICE", "DTYPE")
 _SETTINGS: dict[Experiment, tuple[str, ...]] = {
     "measure": (*_TASK, "MEASURE_PROMPTS", "MEASURE_GROUP", "MEASURE_LAYERS", "SIGMA"),
     "rl": (
-        *(*_TASK, "POOL_PROMPTS", "BUDGETS", "PROMPTS", "GROUP_SIZE", "LEARNING_RATE", "BASELINE", "SCALE", "CLIP"),
+        *(
+            *_TASK,
+            "POOL_PROMPTS",
+            "BUDGETS",
+            "PROMPTS",
+            "GROUP_SIZE",
+            "LEARNING_RATE",
+            "BASELINE",
+            "SCALE",
+            "CLIP",
+        ),
         *("KL_COEF", "ITERATIONS", "MAX_GRAD_NORM", "STACK_SEEDS"),
     ),
 }
@@ -41,7 +46,9 @@ _SETTINGS: dict[Experiment, tuple[str, ...]] = {
 def ladder(params: ScaleParameters, *, progress: bool = True) -> Ladder:
     """The ladder the parameters name: the tiny one (trained if it is not there yet) or a folder of snapshots."""
     if params.LADDER != "tiny":
-        return open_ladder(params.LADDER if params.LADDER.startswith("hub:") else paths.resolve(params.LADDER))
+        return open_ladder(
+            params.LADDER if params.LADDER.startswith("hub:") else paths.resolve(params.LADDER)
+        )
     return train(tiny_ladder(params), paths.resolve(params.LADDER_DIR), progress=progress)
 
 
@@ -80,7 +87,7 @@ def run(
     wanted: Sequence[int],
 ) -> dict[int, dict[str, Any]]:
     """Runs the jobs of one checkpoint and experiment; results by seed."""
-    with _machine():
+    with fixed_threads():
         if experiment == "measure":
             return {seed: _measure(params, checkpoint, seed) for seed in wanted}
         return _rl(params, checkpoint, list(wanted))
@@ -134,13 +141,17 @@ def _rl(params: ScaleParameters, checkpoint: Checkpoint, wanted: list[int]) -> d
     )
     curves = []
     # One lane alone goes through other kernels than two or more, with other last bits: give it company.
-    together = [wanted + wanted[:1] if len(wanted) == 1 else wanted] if params.STACK_SEEDS else [[s] for s in wanted]
+    together = (
+        [wanted + wanted[:1] if len(wanted) == 1 else wanted] if params.STACK_SEEDS else [[s] for s in wanted]
+    )
     for batch in together:
         policy, reference = _policies(params, checkpoint, len(batch))
         curves += trainer.train(
             policy, reference, pool, held_out, config, seeds=batch, budgets=sorted(params.BUDGETS)
         )
-    return {c.seed: {"budgets": {str(n): m for n, m in c.budgets.items()}, "updates": c.updates} for c in curves}
+    return {
+        c.seed: {"budgets": {str(n): m for n, m in c.budgets.items()}, "updates": c.updates} for c in curves
+    }
 
 
 def _policies(params: ScaleParameters, checkpoint: Checkpoint, lanes: int):
@@ -149,7 +160,9 @@ def _policies(params: ScaleParameters, checkpoint: Checkpoint, lanes: int):
 
     def fresh():
         if params.STACK_SEEDS:
-            return StackedPolicy(checkpoint.model(dtype=dtype, device=params.DEVICE, attention="eager"), lanes)
+            return StackedPolicy(
+                checkpoint.model(dtype=dtype, device=params.DEVICE, attention="eager"), lanes
+            )
         return SinglePolicy(checkpoint.model(dtype=dtype, device=params.DEVICE))
 
     policy = fresh()
@@ -170,13 +183,3 @@ def _draw(params: ScaleParameters, checkpoint: Checkpoint, count: int, *, stream
     rng = np.random.default_rng((params.SEED, stream))
     drawn = label_copying(checkpoint.tokenizer(), count, labels=params.LABELS, filler=params.FILLER, rng=rng)
     return drawn.to(params.DEVICE)
-
-
-@contextmanager
-def _machine() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -42,7 +42,7 @@ def main_job(
     with clock.stage("ladder"):
         ladder = jobs.ladder(params)
     with clock.stage("jobs"):
-        outcome = sweep(params, ladder=ladder, engine=engine, address=address)
+        outcome = sweep(params, ladder=ladder, engine=engine, address=address, workers=workers)
     tables.load(params, ladder).save(folder / "tables")
     provenance.write(folder, params, ladder, clock)
     with clock.stage("notebooks"):

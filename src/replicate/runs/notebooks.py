@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from replicate.ladder.checkpoints import Ladder
 from replicate.report import figures
 from replicate.report.claims import Verdicts
-from replicate.ladder.checkpoints import Ladder
 from replicate.runs import jobs, paths, tables
 from replicate.runs.params import MapParameters, Parameters, ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
@@ -55,7 +55,7 @@ class NotebookRun:
         return jobs.ladder(self.params)
 
     def tables(self) -> tables.Tables:
-        """The records of this run as tables. Jobs without a record are run first; failed ones are named and left out."""
+        """The records of this run as tables. Jobs without a record run first; failed ones are named."""
         outcome = sweep(self.params, ladder=self.ladder)
         for row in outcome.failed:
             print(f"failed: {row['experiment']} at {row['checkpoint']}: {row['error']}")
@@ -89,7 +89,7 @@ def small_ladder(params: ToyParameters) -> Ladder:
 
 
 def execute(
-    params: ScaleParameters, *, folder: Path | None = None, only: Sequence[str] = (), workers: int = 2
+    params: ScaleParameters, *, folder: Path | None = None, only: Sequence[str] = (), workers: int = 1
 ) -> dict[str, str | None]:
     """Executes the notebooks with Papermill into ``RUN_DIR/notebooks``; the first error line by name, None if fine.
 
@@ -99,7 +99,9 @@ def execute(
     from tqdm import tqdm
 
     folder = folder or paths.home() / "notebooks"
-    found = [p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if not only or p.stem.startswith(tuple(only))]
+    found = [
+        p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if not only or p.stem.startswith(tuple(only))
+    ]
     if not found:
         raise ValueError(f"notebooks: none to execute in {folder}")
     out = paths.resolve(params.RUN_DIR) / "notebooks"
@@ -111,7 +113,9 @@ def execute(
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
         for wave in (first, [p for p in found if p not in first]):
-            waiting = {pool.submit(_execute, str(p), str(out / p.name), values(p.stem, params)): p for p in wave}
+            waiting = {
+                pool.submit(_execute, str(p), str(out / p.name), values(p.stem, params)): p for p in wave
+            }
             for ready in as_completed(waiting):
                 status[waiting[ready].stem] = ready.result()
                 bar.update()

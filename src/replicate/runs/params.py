@@ -8,7 +8,7 @@ that one flat file fits them all. Notebooks 01 to 08 need less: :class:`ToyParam
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,7 +19,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+    def parse(cls, values: Mapping[str, Any], *, where: str) -> "Parameters":
         """Checks ``values``; raises ``ValueError`` with one line naming every culprit and ``where`` it came from."""
         try:
             return cls(**values)
@@ -81,9 +81,11 @@ class ScaleParameters(Parameters):
     RESAMPLES: int = Field(500, ge=100)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "ScaleParameters":
         if self.TINY_STEPS % self.TINY_EVERY:
-            raise ValueError(f"TINY_STEPS must be a multiple of TINY_EVERY ({self.TINY_EVERY}), got {self.TINY_STEPS}")
+            raise ValueError(
+                f"TINY_STEPS must be a multiple of TINY_EVERY ({self.TINY_EVERY}), got {self.TINY_STEPS}"
+            )
         if self.TINY_RECORDS + self.TINY_LABEL_DOCUMENTS > 1:
             raise ValueError("TINY_RECORDS + TINY_LABEL_DOCUMENTS must not exceed 1")
         for name in ("RL_SEEDS", "BUDGETS", "MEASURE_LAYERS"):

@@ -15,12 +15,23 @@ from typing import Any
 import torch
 
 from replicate.ladder.checkpoints import Ladder
+from replicate.ladder.pretrain import THREADS
 from replicate.runs import jobs
 from replicate.runs.params import ScaleParameters
 from replicate.runs.store import write_text
 
 _PACKAGES = (
-    *("replicate", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "statsmodels"),
+    *(
+        "replicate",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "scipy",
+        "pandas",
+        "statsmodels",
+    ),
     *("arch", "seaborn", "matplotlib", "pydantic", "pyarrow", "papermill", "jupyterlab", "ray"),
 )
 
@@ -70,7 +81,7 @@ def hardware() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
-        "job_threads": jobs.THREADS,
+        "job_threads": THREADS,
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 
@@ -96,9 +107,15 @@ def _commit() -> str | None:
     """The source tree's commit, with ``+`` if the tree has changes; None outside a checkout."""
     tree = Path(__file__).resolve().parents[3]
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True
+        )
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=tree, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -39,7 +39,9 @@ class Store:
 
     def put(self, experiment: str, key: str, record: Mapping[str, Any]) -> None:
         """Writes a record whole or not at all. NaN is refused: a job that yields it has failed."""
-        write_text(self.path(experiment, key), json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        write_text(
+            self.path(experiment, key), json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,13 @@ def sweep(
     ladder: Ladder | None = None,
     engine: str = "local",
     address: str | None = None,
+    workers: int = 1,
     progress: bool = True,
 ) -> Outcome:
     """Runs every job whose record is missing and writes its record at once.
 
-    ``engine`` is ``"local"`` (in this process) or ``"ray"`` (needs the extra ``cluster``; ``address`` joins a cluster).
+    ``engine`` is ``"local"`` (in this process, or in ``workers`` processes if more than one) or ``"ray"`` (needs the
+    extra ``cluster``; ``address`` joins a cluster). Records do not depend on the choice.
     The failures of this sweep are also written to ``RUN_DIR/failures.json``.
     """
     if engine not in ("local", "ray"):
@@ -69,26 +73,35 @@ def sweep(
     store = store_of(params)
     store.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(store.folder / ".lock"):  # a second sweep of the same run waits, then finds the records
-        return _sweep(params, ladder, store, experiments, engine, address, progress)
+        units, found = _missing(params, ladder, store, experiments)
+        if engine == "ray":
+            results = _ray(params, units, address)
+        else:
+            results = _local(params, units) if workers == 1 else _processes(params, units, workers)
+        return _collect(params, store, units, found, results, progress)
 
 
-def _sweep(params, ladder, store, experiments, engine, address, progress) -> Outcome:
-    outcome = Outcome()
-    units = []
+def _missing(params, ladder, store, experiments) -> tuple[list[Unit], int]:
+    """The units of work without a record, and how many jobs have one."""
+    units, found = [], 0
     for experiment in experiments:
         for checkpoint in ladder:
             keys = {s: job_key(params, checkpoint, experiment, s) for s in jobs.seeds(params, experiment)}
             missing = {s: key for s, key in keys.items() if not store.path(experiment, key).is_file()}
-            outcome.found += len(keys) - len(missing)
+            found += len(keys) - len(missing)
             if missing:
                 units.append(Unit(checkpoint, experiment, missing))
-    runner = _local(params, units) if engine == "local" else _ray(params, units, address)
+    return units, found
+
+
+def _collect(params, store, units, found, results, progress) -> Outcome:
+    outcome = Outcome(found=found)
     total = sum(len(unit.keys) for unit in units)
     with tqdm(total=total, desc="jobs", unit="job", disable=not progress or not units) as bar:
-        for unit, results, error in runner:
+        for unit, values, error in results:
             bar.set_postfix_str(f"{unit.experiment} {unit.checkpoint.name}", refresh=False)
             if error is None:
-                _write(store, params, unit, results)
+                _write(store, params, unit, values)
                 outcome.done += len(unit.keys)
             else:
                 outcome.failed.append(_failure(unit, error))
@@ -101,6 +114,18 @@ def _sweep(params, ladder, store, experiments, engine, address, progress) -> Out
 def _local(params: ScaleParameters, units: Sequence[Unit]) -> Iterator[tuple[Unit, dict, str | None]]:
     for unit in units:
         yield unit, *_attempt(params, unit)
+
+
+def _processes(params: ScaleParameters, units: Sequence[Unit], workers: int):
+    # Spawned, not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(_attempt, params, unit): unit for unit in units}
+        for ready in as_completed(waiting):
+            try:
+                results, error = ready.result()
+            except BrokenExecutor as broken:  # a worker was killed; the records written so far stay
+                results, error = {}, _one_line(broken)
+            yield waiting[ready], results, error
 
 
 def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):

@@ -7,12 +7,12 @@ from typing import get_args
 
 import pandas as pd
 
-from replicate.impact import PRIMARY_SIGNAL, Advantage, Headroom, PolicyName, Signal, signal
+from replicate.impact import PRIMARY_SIGNAL, Headroom, PolicyName, Signal, signal
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs.params import ScaleParameters
 from replicate.runs.sweep import records
 
-_HEADROOM_COLUMNS: dict[Headroom, str] = {
+_HEADROOM_COLUMNS: dict[str, str] = {
     "std": "headroom",
     "variance": "headroom_variance",
     "kl": "headroom_kl",
@@ -42,7 +42,9 @@ def load(params: ScaleParameters, ladder: Ladder) -> Tables:
     """The tables of all finished jobs; ``ValueError`` if there is none."""
     measured, trained = records(params, "measure", ladder), records(params, "rl", ladder)
     if not measured or not trained:
-        raise ValueError(f"RUN_DIR {params.RUN_DIR}: no finished job of these parameters, run the sweep first")
+        raise ValueError(
+            f"RUN_DIR {params.RUN_DIR}: no finished job of these parameters, run the sweep first"
+        )
     base = [{**_where(r), **{k: v for k, v in r["result"].items() if k != "readings"}} for r in measured]
     parts = [{**_where(r), **reading} for r in measured for reading in r["result"]["readings"]]
     gains = [
@@ -60,7 +62,11 @@ def load(params: ScaleParameters, ladder: Ladder) -> Tables:
 
 
 def _where(record) -> dict[str, int]:
-    return {"stage": record["checkpoint"]["stage"], "step": record["checkpoint"]["step"], "tokens": record["checkpoint"]["tokens"]}
+    return {
+        "stage": record["checkpoint"]["stage"],
+        "step": record["checkpoint"]["step"],
+        "tokens": record["checkpoint"]["tokens"],
+    }
 
 
 def _start(record) -> float:
@@ -70,11 +76,11 @@ def _start(record) -> float:
 def per_checkpoint(
     tables: Tables,
     *,
-    policy: PolicyName = "categorical",
-    advantage: Advantage = "leave_one_out",
+    policy: str = "categorical",
+    advantage: str = "leave_one_out",
     layer: int = -1,
-    kind: Signal = PRIMARY_SIGNAL,
-    headroom: Headroom = "std",
+    kind: str = PRIMARY_SIGNAL,
+    headroom: str = "std",
     conditional: bool = False,
 ) -> pd.DataFrame:
     """One row per checkpoint: J_0, the components in one reading, the score S = U x H, and the measured response.
@@ -91,10 +97,14 @@ def per_checkpoint(
     base = tables.checkpoints.rename(columns={"reward": "J0"})
     columns = ["V_mean", "delta_mean", "kappa_mean"] if conditional else ["V", "delta", "kappa"]
     frame = base.merge(
-        chosen[[*where, *columns, _HEADROOM_COLUMNS[headroom]]].set_axis([*where, "V", "delta", "kappa", "H"], axis=1),
+        chosen[[*where, *columns, _HEADROOM_COLUMNS[headroom]]].set_axis(
+            [*where, "V", "delta", "kappa", "H"], axis=1
+        ),
         on=where,
     )
-    frame["U"] = [signal(v, d, k, kind=kind) for v, d, k in zip(frame.V, frame.delta, frame.kappa, strict=True)]
+    frame["U"] = [
+        signal(v, d, k, kind=kind) for v, d, k in zip(frame.V, frame.delta, frame.kappa, strict=True)
+    ]
     frame["S"] = frame.U * frame.H
     per_seed = tables.gains.groupby([*where, "seed"])[["gain", "reward"]].mean()
     grouped = per_seed.groupby(where)

@@ -1,0 +1,124 @@
+"""Ladders: training, resuming, reuse, opening, and damaged folders."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from replicate.ladder import corpus, pretrain
+from replicate.ladder.checkpoints import NAME, open_ladder, snapshot_name
+from replicate.ladder.pretrain import TinyLadder, train
+
+
+def shas(ladder):
+    return [checkpoint.sha for checkpoint in ladder]
+
+
+def test_names_are_ai2s_with_tokens_rounded_up():
+    assert snapshot_name(10000, 10000 * 2097152, unit="B") == "stage1-step10000-tokens21B"
+    assert NAME.match("stage2-ingredient3-step23852-tokens51B")["ingredient"] == "3"
+    assert not NAME.match("stage1-step5")
+
+
+def test_checkpoints_come_in_step_order_and_are_ordinary_snapshots(ladder):
+    assert [c.step for c in ladder] == [0, 20, 40]
+    assert [c.tokens for c in ladder] == [0, 11000, 21000]
+    files = {path.name for path in ladder.checkpoints[0].where.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    assert ladder.checkpoints[0].model().config.model_type == "olmo2"
+    assert "tiny OLMo-2" in ladder.kind
+
+
+def test_training_changes_every_checkpoint_and_lowers_the_loss(ladder, spec):
+    assert len(set(shas(ladder))) == 3
+    chain, rng = corpus.prose_chain(0), np.random.default_rng(9)
+    data = torch.from_numpy(corpus.batch(chain, spec.mixture, sequences=64, length=32, rng=rng))
+    losses = [c.model()(input_ids=data, labels=data).loss.item() for c in ladder]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(ladder, spec, tmp_path, monkeypatch):
+    """Killed in the middle of writing the last checkpoint, then started again."""
+    rename = pretrain.Path.rename
+
+    def die(self, target):
+        if "step40" in str(target):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(pretrain.Path, "rename", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, tmp_path, progress=False)
+    monkeypatch.undo()
+    started = []
+    save = pretrain._save
+    monkeypatch.setattr(pretrain, "_save", lambda *args: (started.append(args[1]), save(*args)))
+    assert shas(train(spec, tmp_path, progress=False)) == shas(ladder)
+    assert started == [40]  # steps 0 and 20 were not trained again
+
+
+def test_a_finished_ladder_is_reused_and_other_parameters_make_another(ladder, spec, monkeypatch):
+    folder = ladder.checkpoints[0].where.parents[1]
+    monkeypatch.setattr(pretrain, "_train", lambda *_: pytest.fail("trained again"))
+    assert shas(train(spec, folder, progress=False)) == shas(ladder)
+    assert dataclasses.replace(spec, seed=1).key != spec.key
+
+
+def copy(ladder, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(ladder.checkpoints[0].where.parent, folder)
+    return open_ladder(folder)
+
+
+def test_a_truncated_file_is_named_and_hides_no_other(ladder, tmp_path):
+    copied = copy(ladder, tmp_path)
+    weights = copied.checkpoints[1].where / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"step20.*model\.safetensors.*damaged"):
+        copied.checkpoints[1].model()
+    assert copied.checkpoints[2].model()
+    assert copied.checkpoints[1].sha != ladder.checkpoints[1].sha
+
+
+def test_a_missing_file_and_a_missing_tokenizer_are_named(ladder, tmp_path):
+    copied = copy(ladder, tmp_path)
+    (copied.checkpoints[0].where / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"step0.*no safetensors"):
+        copied.checkpoints[0].model()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copied.checkpoints[1].where / name).unlink()
+    with pytest.raises(ValueError, match=r"step20.*tokenizer"):
+        copied.checkpoints[1].tokenizer()
+
+
+def test_bad_folders_are_named(ladder, tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        open_ladder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no snapshot"):
+        open_ladder(tmp_path)
+    with pytest.raises(ValueError, match="step 7"):
+        ladder.at(7)
+    for name in ("stage1-step5-tokens1K", "stage1-step5-tokens1B"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="two snapshots at step 5"):
+        open_ladder(tmp_path)
+
+
+def test_billions_and_stage_two_are_read(tmp_path):
+    for name in (
+        "stage2-ingredient1-step10-tokens1B",
+        "stage1-step20000-tokens42B",
+        "stage1-step3000-tokens7B",
+        "main",
+    ):
+        (tmp_path / name).mkdir()
+    found = [(c.stage, c.step, c.tokens) for c in open_ladder(tmp_path)]
+    assert found == [(1, 3000, 7 * 10**9), (1, 20000, 42 * 10**9), (2, 10, 10**9)]
+
+
+@pytest.mark.parametrize("options", [{"steps": 10, "every": 3}, {"hidden": 30, "heads": 4}, {"steps": 0}])
+def test_impossible_ladders_are_refused(options):
+    with pytest.raises(ValueError, match="expected"):
+        TinyLadder(**options)

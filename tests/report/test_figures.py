@@ -1,0 +1,75 @@
+"""Figures: three files each, reproducible bytes, and every ladder figure draws from a table of the right shape."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from replicate.report import figures, ladder_figures
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def frame():
+    n, rng = 25, np.random.default_rng(0)
+    columns = (
+        "V",
+        "delta",
+        "kappa",
+        "H",
+        "entropy",
+        "S",
+        "gain",
+        "post",
+        "J0",
+        "reward",
+        "label_mass",
+        "top",
+    )
+    table = pd.DataFrame({name: rng.random(n) for name in columns})
+    return table.assign(stage=1, step=np.arange(n) * 10, tokens=np.arange(n) * 10**6, gain_se=0.01)
+
+
+def test_three_files_and_the_numbers_behind(frame, tmp_path):
+    figures.use_style()
+    figure = ladder_figures.components(frame)
+    path = figures.save(figure, "f", frame, tmp_path)
+    assert path.stat().st_size > 10_000
+    assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
+    assert pd.read_csv(tmp_path / "f.csv").V.tolist() == pytest.approx(frame.V.tolist())
+    figures.save(ladder_figures.components(frame), "again", frame, tmp_path)
+    assert (tmp_path / "f.pdf").read_bytes() == (tmp_path / "again.pdf").read_bytes()
+
+
+def test_what_is_drawn_is_the_table(frame):
+    """The prediction panel's dashed line is the least-squares map of the score, the solid one the measured gain."""
+    figure = ladder_figures.prediction(frame, names=("V",))
+    measured, predicted = figure.axes[0].lines[:2]
+    assert measured.get_ydata().tolist() == pytest.approx(frame.gain.tolist())
+    slope, intercept = np.polyfit(frame.V, frame.gain, 1)
+    assert predicted.get_ydata().tolist() == pytest.approx((intercept + slope * frame.V).tolist())
+
+
+def test_every_ladder_figure_draws(frame):
+    gains = pd.concat([frame.assign(budget=b, seed=s) for b in (5, 10) for s in (0, 1)])
+    table = pd.DataFrame(
+        {"predictor": ["a"], "spearman": [0.1], "low": [-0.2], "high": [0.4], "partial": [0.0]}
+    )
+    readings = pd.DataFrame(
+        [{"kind": k, "signal": s, "headroom": h, "spearman": 0.5} for k in "ab" for s in "cd" for h in "ef"]
+    )
+    drawn = [
+        ladder_figures.abilities(frame, labels=4, vocab=100),
+        ladder_figures.gains(frame, gains),
+        ladder_figures.predictor(frame),
+        ladder_figures.readiness(frame),
+        ladder_figures.forest(table, title="t"),
+        ladder_figures.multiverse(readings),
+    ]
+    assert all(figure.axes for figure in drawn)
+
+
+def test_units_of_the_token_axis(frame):
+    assert "millions" in ladder_figures.tokens_axis(frame)[1]
+    assert "billions" in ladder_figures.tokens_axis(frame.assign(tokens=frame.tokens * 1000))[1]

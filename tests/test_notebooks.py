@@ -1,0 +1,64 @@
+"""Notebooks as committed: executed once from top to bottom, compared by nbval, clean of noise, in the house form."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
+def notebook(request):
+    return request.param, nbformat.read(request.param, 4)
+
+
+def code(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 4
+
+
+def test_executed_once_from_top_to_bottom(notebook):
+    """nbval executes a cell without a count but compares nothing there."""
+    _, book = notebook
+    assert [cell.execution_count for cell in code(book)] == list(range(1, len(code(book)) + 1))
+
+
+def test_compared_outputs_are_there(notebook):
+    """At least the verdict table (the claims map in 00) is an output that nbval compares."""
+    _, book = notebook
+    compared = [
+        c for c in code(book) if c.outputs and "nbval-ignore-output" not in c.metadata.get("tags", [])
+    ]
+    tables = [o for c in compared for o in c.outputs if "**" in o.get("data", {}).get("text/markdown", "")]
+    assert tables
+
+
+def test_no_errors_no_timings_no_paths(notebook):
+    path, book = notebook
+    assert not [o for c in code(book) for o in c.outputs if o.output_type == "error"]
+    assert "papermill" not in book.metadata
+    assert not any({"papermill", "execution"} & set(c.metadata) for c in book.cells)
+    assert not re.search(r"/(home|root|work|tmp|usr|Users)/", path.read_text())
+
+
+def test_stderr_only_where_it_is_not_compared(notebook):
+    _, book = notebook
+    for cell in code(book):
+        if "nbval-ignore-output" not in cell.metadata.get("tags", []):
+            assert not [o for o in cell.outputs if o.get("name") == "stderr"]
+
+
+def test_opens_with_its_claim_and_closes_with_its_verdict(notebook):
+    path, book = notebook
+    assert book.cells[0].cell_type == "markdown"
+    assert book.cells[0].source.startswith(f"# {path.stem[:2]} ")
+    if not path.stem.startswith("00"):
+        assert "**Claim" in book.cells[0].source
+        assert book.cells[-1].source.strip() == "run.finish()"
+    assert len(code(book)) <= 32
