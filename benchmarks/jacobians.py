@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -33,7 +34,9 @@ SHAPES = {
 def naive_layers(model, tokens) -> list[torch.Tensor]:
     """[t, out, j, in] of every sublayer, one backward pass per row."""
     found = []
-    for layer, (x, others, named) in enumerate(attention._block_calls(model, tokens, module=attention._attention)):
+    for layer, (x, others, named) in enumerate(
+        attention._block_calls(model, tokens, module=attention._attention)
+    ):
         with frozen(model), full_precision():
             leaf = x.clone().requires_grad_()
             out = first_of(attention._attention(model, layer)(leaf, *others, **named))
@@ -51,14 +54,18 @@ def naive_model(model, tokens) -> list[torch.Tensor]:
 def _loop(out: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
     length, width = out.shape[1:]
     rows = [
-        torch.autograd.grad(out[0, t, i], leaf, retain_graph=True)[0][0] for t in range(length) for i in range(width)
+        torch.autograd.grad(out[0, t, i], leaf, retain_graph=True)[0][0]
+        for t in range(length)
+        for i in range(width)
     ]
     return torch.stack(rows).unflatten(0, (length, width))
 
 
 def fast_layers(model, tokens) -> list[torch.Tensor]:
     """The same in closed form."""
-    return [attention.layer_jacobians(block).permute(0, 2, 1, 3) for block in attention.anatomy(model, tokens)]
+    return [
+        attention.layer_jacobians(block).permute(0, 2, 1, 3) for block in attention.anatomy(model, tokens)
+    ]
 
 
 def fast_model(model, tokens) -> list[torch.Tensor]:
@@ -91,7 +98,9 @@ def report(name: str, slow: Callable, fast: Callable, repeats: int) -> float:
 
 def measurement(repeats: int) -> float:
     """Wall time of all layers' costates over that of a forward pass, medians in turns, ladder's shape, float32."""
-    model = tiny_model("olmo2", layers=3, hidden=64, heads=4, vocab=288, generator=torch.Generator().manual_seed(0))
+    model = tiny_model(
+        "olmo2", layers=3, hidden=64, heads=4, vocab=288, generator=torch.Generator().manual_seed(0)
+    )
     model = model.float()
     model.set_attn_implementation("sdpa")
     prompts = torch.randint(269, (256, 20), generator=torch.Generator().manual_seed(1))
@@ -125,7 +134,7 @@ def main() -> None:
         for name, shape in SHAPES.items():
             model = tiny_model("olmo2", vocab=20, generator=generator, **shape)
             tokens = torch.randint(20, (args.length,), generator=generator)
-            report("  " + name, lambda: slow(model, tokens), lambda: fast(model, tokens), args.repeats)
+            report("  " + name, partial(slow, model, tokens), partial(fast, model, tokens), args.repeats)
     print(f"\ncostates of all layers and positions: {measurement(4 * args.repeats):.2f} forward passes")
 
 

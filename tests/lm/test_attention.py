@@ -40,14 +40,20 @@ def test_closed_form_equals_autograd(name, part):
 @pytest.mark.parametrize("name", ZOO)
 def test_whole_model_equals_autograd(name):
     model, tokens = fresh(name, layers=3)
-    quick, slow = attention.model_jacobians(model, tokens), attention.model_jacobians_by_autograd(model, tokens)
+    quick, slow = (
+        attention.model_jacobians(model, tokens),
+        attention.model_jacobians_by_autograd(model, tokens),
+    )
     assert (quick - slow).abs().max() < EXACT
 
 
 def test_whole_model_over_more_positions_than_a_chunk():
     model, _ = fresh(layers=3)
     tokens = torch.randint(20, (11,), generator=seeded(1))
-    quick, slow = attention.model_jacobians(model, tokens), attention.model_jacobians_by_autograd(model, tokens)
+    quick, slow = (
+        attention.model_jacobians(model, tokens),
+        attention.model_jacobians_by_autograd(model, tokens),
+    )
     assert (quick - slow).abs().max() < EXACT
 
 
@@ -56,7 +62,9 @@ def test_heads_project_to_the_sublayer_and_the_score_term_has_rank_one():
     block = attention.anatomy(model, tokens)[1]
     heads = attention.head_jacobians(block)
     project = block.project.unflatten(1, (len(heads), -1))
-    assert (torch.einsum("ohc,htjci->tjoi", project, heads) - attention.layer_jacobians(block)).abs().max() < EXACT
+    assert (
+        torch.einsum("ohc,htjci->tjoi", project, heads) - attention.layer_jacobians(block)
+    ).abs().max() < EXACT
     score = attention.head_jacobians(block, part="score")
     assert attention.numerical_rank(score[:, 4, 1]).tolist() == [1, 1]
     assert attention.numerical_rank(heads[:, 4, 1]).max() > 1
@@ -116,7 +124,9 @@ def test_value_path_of_olmo2_has_the_effective_rank_of_its_weights():
     value = attention.head_jacobians(block, part="value")
     for t in (3, 5):
         stacked = value[:, t, :t].permute(0, 2, 1, 3).flatten(2)
-        expected = attention.participation_ratio(model.model.layers[0].self_attn.v_proj.weight.unflatten(0, (2, -1)))
+        expected = attention.participation_ratio(
+            model.model.layers[0].self_attn.v_proj.weight.unflatten(0, (2, -1))
+        )
         torch.testing.assert_close(attention.participation_ratio(stacked), expected.detach())
 
 
@@ -132,7 +142,9 @@ def test_effective_ranks_of_known_matrices():
 
 
 def test_breadth_counts_positions():
-    alpha = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.0, 0.0]], dtype=torch.float64)
+    alpha = torch.tensor(
+        [[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.0, 0.0]], dtype=torch.float64
+    )
     torch.testing.assert_close(attention.breadth(alpha), torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
 
 

@@ -1,5 +1,6 @@
 """The softmax Jacobian and its bound (Prop. 2, A5), the two paths of (20), Theorem 1."""
 
+import itertools
 import math
 
 import pytest
@@ -31,7 +32,9 @@ def fresh(name: str, seed: int = 0):
         F = recurrence.bigram(vocab=V, hidden=6, generator=g)
         return F, F.read(torch.zeros(1, 6, dtype=torch.float64), torch.tensor([1]))
     model = tiny_model(name, vocab=V, generator=g)
-    return recurrence.transformer(model), recurrence.prompt_state(model, torch.randint(V, (1, 4), generator=g))
+    return recurrence.transformer(model), recurrence.prompt_state(
+        model, torch.randint(V, (1, 4), generator=g)
+    )
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 3, 7, 60])
@@ -163,7 +166,7 @@ def test_every_link_of_the_chain_only_adds(name):
     F, s = fresh(name)
     found = gap.paths(F, s)
     steps = list(gap.chain(found).values())
-    assert all(a <= b * (1 + 1e-12) for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(steps))
     assert abs(steps[0] - float(torch.linalg.svdvals(found.token)[0])) < 1e-9
 
 
@@ -201,7 +204,9 @@ def test_the_bound_does_not_hold_for_the_costate_that_grpo_sends():
     def advance(s, e):
         return torch.cat([0 * s[:, :1], e], 1)
 
-    F = recurrence.Recurrence(advance, logits, torch.tensor([[1.0], [-1.0]], dtype=torch.float64), lambda n: 0)
+    F = recurrence.Recurrence(
+        advance, logits, torch.tensor([[1.0], [-1.0]], dtype=torch.float64), lambda n: 0
+    )
     s = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     R = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     reward = relaxed.multilinear(R, vocab=2, horizon=2)

@@ -51,7 +51,9 @@ def test_error_of_the_cut_costate_obeys_its_recursion(family):
         back = p.attention.T @ later[p.kept :] - p.token.T @ lam[p.kept :]
         back[: p.kept] += later[: p.kept]
         assert ((cut[t] - full[t])[0] - back).abs().max() < EXACT
-        assert ((cut[t] - full[t])[0] - (back + 2 * p.token.T @ lam[p.kept :])).abs().max() > 1e-5  # sign flipped
+        assert (
+            (cut[t] - full[t])[0] - (back + 2 * p.token.T @ lam[p.kept :])
+        ).abs().max() > 1e-5  # sign flipped
 
 
 def test_multilinear_rewards_on_hard_and_soft_tokens():
@@ -94,7 +96,9 @@ def test_gumbel_tokens_follow_the_policy():
     counts = soft.sum(0)
     z = (counts - n * pi) / (n * pi * (1 - pi)).sqrt()
     assert z.abs().max() < 4
-    wrong = relaxed.soft_token(pi.log() + torch.randn(n, V, generator=seeded(3), dtype=torch.float64), 0.1, None, True)
+    wrong = relaxed.soft_token(
+        pi.log() + torch.randn(n, V, generator=seeded(3), dtype=torch.float64), 0.1, None, True
+    )
     assert ((wrong.sum(0) - n * pi) / (n * pi * (1 - pi)).sqrt()).abs().max() > 4  # Gaussian noise does not
 
 
@@ -130,7 +134,9 @@ def test_relaxed_costate_is_biased():
     lam = relaxed.relaxed_costates(F, s, reward, horizon=T)[0][0]
     assert (lam - g).norm() / g.norm() > 1e-2
     last = relaxed.relaxed_costates(F, s, lambda soft: soft[:, 0] @ R[:V], horizon=1)[0][0]
-    one = enumeration.value_gradient(recurrence.log_probs_of(F, enumeration.all_completions(V, 1)), s[0], R[:V])
+    one = enumeration.value_gradient(
+        recurrence.log_probs_of(F, enumeration.all_completions(V, 1)), s[0], R[:V]
+    )
     assert (last - one).abs().max() < EXACT  # with one token there is nothing to relax
 
 
@@ -139,7 +145,10 @@ def test_relaxed_costate_is_biased():
     [
         ({"horizon": 0}, "horizon: expected at least 1, got 0"),
         ({"horizon": 2, "tau": 0.0}, "tau: expected a positive temperature, got 0.0"),
-        ({"horizon": 2, "noise": torch.zeros(1, 1, V, dtype=torch.float64)}, r"noise: expected shape \[1, 2, 4\]"),
+        (
+            {"horizon": 2, "noise": torch.zeros(1, 1, V, dtype=torch.float64)},
+            r"noise: expected shape \[1, 2, 4\]",
+        ),
     ],
 )
 def test_bad_input_is_named(options, message):

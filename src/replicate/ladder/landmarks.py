@@ -30,7 +30,9 @@ def landmarks(ladder: Ladder, prompts: Prompts) -> list[Landmark]:
     if len(ladder) < 3:
         raise ValueError(f"ladder: expected at least 3 checkpoints, got {len(ladder)}")
     rungs = list(ladder)
-    rewards = [evaluate(open_model(rung, dtype=torch.float32), prompts).correct.mean().item() for rung in rungs]
+    rewards = [
+        evaluate(open_model(rung, dtype=torch.float32), prompts).correct.mean().item() for rung in rungs
+    ]
     half = (rewards[0] + rewards[-1]) / 2
     middle = min(range(1, len(rungs) - 1), key=lambda i: abs(rewards[i] - half))
     chosen = {"before": 0, "climbing": middle, "after": len(rungs) - 1}

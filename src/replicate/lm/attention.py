@@ -1,15 +1,15 @@
 r"""Attention pathways: exact cross-position Jacobians, their rank (Prop. 3) and what attention weights say of them.
 
-One head's output at position t is o_t = sum_j alpha_{tj} v_j with the weights of (22), and the sublayer's output a_t is a
-linear map of the heads' outputs side by side. With respect to the sublayer's input x_j, per head,
+One head's output at position t is o_t = sum_j alpha_{tj} v_j with the weights of (22), and the sublayer's output a_t
+is a linear map of the heads' outputs side by side. With respect to the sublayer's input x_j, per head,
 
     j < t:  do_t/dx_j = alpha_{tj} [ dv_j/dx_j + (v_j - o_t) (q_t^T dk_j/dx_j) / sqrt(d_head) ]
     j = t:  the same and  sum_i alpha_{ti} (v_i - o_t) (k_i^T dq_t/dx_t) / sqrt(d_head)
 
-The first summand is the *value term*, the rest the *score term*, of rank one for j < t. Both carry the factor alpha_{tj}.
-Queries, keys and values depend on their own position alone, and so does everything a block does besides attention.
-:func:`anatomy` gets those position-wise Jacobians from a few backward passes, and the formula puts all pairs of positions
-together: exact, for any architecture, and at a fraction of the cost of differentiating every output.
+The first summand is the *value term*, the rest the *score term*, of rank one for j < t. Both carry the factor
+alpha_{tj}. Queries, keys and values depend on their own position alone, and so does everything a block does besides attention.
+:func:`anatomy` gets those position-wise Jacobians from a few backward passes, and the formula puts all pairs of
+positions together: exact, for any architecture, and at a fraction of the cost of differentiating every output.
 """
 
 from collections.abc import Iterator
@@ -73,7 +73,9 @@ class Shape:
     def input_bound(self) -> int:
         """What the input side allows besides: x_j enters through the keys and values of the key-value heads only,
         and of the keys only one direction per query head."""
-        return min(self.layer_bound, self.kv_heads * self.head_dim + min(self.heads, self.kv_heads * self.head_dim))
+        return min(
+            self.layer_bound, self.kv_heads * self.head_dim + min(self.heads, self.kv_heads * self.head_dim)
+        )
 
     @property
     def total_bound(self) -> int:
@@ -96,7 +98,9 @@ def anatomy(model: nn.Module, tokens: Int[Tensor, " length"]) -> list[Anatomy]:
     return [_take_apart(model, layer, call) for layer, call in enumerate(_block_calls(model, tokens))]
 
 
-def head_jacobians(block: Anatomy, *, part: str = "full") -> Float[Tensor, "heads length length head_dim hidden"]:
+def head_jacobians(
+    block: Anatomy, *, part: str = "full"
+) -> Float[Tensor, "heads length length head_dim hidden"]:
     """do_t/dx_j of every head, before the output projection, indexed [head, t, j, out, in]; zero for j > t."""
     _check_part(part)
     full = torch.zeros(*block.alpha.shape, *block.dv.shape[2:], dtype=block.v.dtype)
@@ -146,7 +150,9 @@ def model_jacobians(
         else:
             below = (block.below @ total.flatten(2)).unflatten(2, total.shape[2:])
             mixed = _causal_product(sublayer, below)
-            total = (block.skip @ total.flatten(2) + block.after @ mixed.flatten(2)).unflatten(2, total.shape[2:])
+            total = (block.skip @ total.flatten(2) + block.after @ mixed.flatten(2)).unflatten(
+                2, total.shape[2:]
+            )
     return total.permute(0, 2, 1, 3)
 
 
@@ -161,7 +167,10 @@ def _score_factors(block: Anatomy) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _causal_product(
-    left: Float[Tensor, "length out length mid"], right: Float[Tensor, "length mid length in"], *, chunk: int = 4
+    left: Float[Tensor, "length out length mid"],
+    right: Float[Tensor, "length mid length in"],
+    *,
+    chunk: int = 4,
 ) -> Float[Tensor, "length out length in"]:
     """sum_{j <= i <= t} left[t, :, i] right[i, :, j] for blocks that vanish above the diagonal."""
     length = left.shape[0]
@@ -172,7 +181,9 @@ def _causal_product(
             middle = slice(j, t + chunk)
             a = left[rows_, :, middle].flatten(2).flatten(0, 1)
             b = right[middle, :, columns].flatten(2).flatten(0, 1)
-            out[rows_, :, columns] = (a @ b).unflatten(1, (-1, right.shape[3])).unflatten(0, (-1, left.shape[1]))
+            out[rows_, :, columns] = (
+                (a @ b).unflatten(1, (-1, right.shape[3])).unflatten(0, (-1, left.shape[1]))
+            )
     return out
 
 
@@ -288,7 +299,8 @@ def _block_calls(model: nn.Module, tokens: Tensor, *, module=_block) -> list[tup
         calls.append((x, args[1:], named))  # GPT-2 passes its mask by position
 
     hooks = [
-        module(model, layer).register_forward_pre_hook(note, with_kwargs=True) for layer in range(len(blocks(model)))
+        module(model, layer).register_forward_pre_hook(note, with_kwargs=True)
+        for layer in range(len(blocks(model)))
     ]
     try:
         with torch.no_grad(), precision_of(model):

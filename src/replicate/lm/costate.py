@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from replicate.lm.jacobians import rows
 from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
-from replicate.lm.task import log_policy
 from replicate.lm.states import frozen
+from replicate.lm.task import log_policy
 from replicate.lm.wiring import hidden_states, precision_of, require_eager
 
 
@@ -37,8 +37,9 @@ def layer_costates(
     """Def. 2, lambda^ = - dL/dh_t^l, at every position that is read and for each of ``layers`` (default: all).
 
     Positions are those of the prompt and of o_1..o_{T-1}; log pi(o_t) is read at position length + t - 2, counted
-    from 0. ``mask`` is true on a completion's tokens; behind them may be padding, which counts nothing. ``advantages`` are [batch] or [batch, T]. One forward
-    pass and one backward pass through activations, in the model's own precision; any attention kernel will do.
+    from 0. ``advantages`` are [batch] or [batch, T]. ``mask`` is true on a completion's tokens; behind them may be
+    padding, which counts nothing. One forward pass and one backward pass through activations, in the model's own
+    precision; any attention kernel will do.
     Raises ``ValueError`` for a layer out of range, padding inside a completion and shapes that do not fit.
     """
     weights = token_weights(completions, advantages, mask)
@@ -83,7 +84,8 @@ def layer_influence(
     with frozen(model), torch.enable_grad(), precision_of(model):
         hidden, _ = _read(model, tokens[None], torch.zeros(1, 1, dtype=torch.long), 1)
         blocks = [
-            [_block_norms(rows(above.flatten(1), below), above.shape[2]) for above in hidden] for below in hidden
+            [_block_norms(rows(above.flatten(1), below), above.shape[2]) for above in hidden]
+            for below in hidden
         ]
     return torch.stack([torch.stack(row, dim=1) for row in blocks])
 
@@ -159,7 +161,9 @@ def token_weights(
         return weights
     if (mask[:, 1:] & ~mask[:, :-1]).any():
         row = (mask[:, 1:] & ~mask[:, :-1]).any(1).nonzero()[0].item()
-        raise ValueError(f"mask: expected padding only behind a completion, got some inside of completion {row}")
+        raise ValueError(
+            f"mask: expected padding only behind a completion, got some inside of completion {row}"
+        )
     return torch.where(mask, weights, 0.0)
 
 
@@ -170,7 +174,9 @@ def layer_numbers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
         return list(range(top + 1))
     for layer in layers:
         if not -top - 1 <= layer <= top:
-            raise ValueError(f"layer: expected {-top - 1} to {top} (this model has {top - 1} blocks), got {layer}")
+            raise ValueError(
+                f"layer: expected {-top - 1} to {top} (this model has {top - 1} blocks), got {layer}"
+            )
     return [layer % (top + 1) for layer in layers]
 
 

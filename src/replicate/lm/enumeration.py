@@ -56,7 +56,7 @@ def value_gradient(
 
 def scores(
     log_probs: LogProbs, state: Float[Tensor, "*state"], weights: Float[Tensor, "N T"]
-) -> Float[Tensor, "N *state"]:
+) -> Float[Tensor, "N ..."]:
     """sum_t w_t dlog pi(o_t | s, o_<t)/ds of each completion: its empirical costate at s with weights w."""
     leaf = state.detach().expand(len(weights), *state.shape).clone().requires_grad_()
     with torch.enable_grad():

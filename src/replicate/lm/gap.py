@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replicate.lm.jacobians import jacobian
-from replicate.lm.recurrence import Recurrence, State
+from replicate.lm.recurrence import Recurrence
 from replicate.lm.relaxed import Relaxed, SoftReward, relaxed_costates, relaxed_rollout, soft_token
 
 _BISECTIONS = 56  # the bracket is at most twice the root wide, so this is below round-off
@@ -118,7 +118,9 @@ class Paths:
             return operator_norm(self.attention)
         if not self.attention[:, self.kept :].any():  # [[I, 0], [A, 0]]: the kept entries are all it reads
             return math.sqrt(1.0 + operator_norm(self.attention) ** 2)
-        return operator_norm(torch.cat([torch.eye(self.kept, self.attention.shape[1]).double(), self.attention]))
+        return operator_norm(
+            torch.cat([torch.eye(self.kept, self.attention.shape[1]).double(), self.attention])
+        )
 
 
 def paths(
@@ -283,7 +285,9 @@ def _checked(probs: Tensor, temperature: float) -> Tensor:
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature: expected a positive number, got {temperature}")
     if probs.ndim < 1 or probs.shape[-1] < 1:
-        raise ValueError(f"probs: expected [..., vocab] with a vocabulary of at least 1, got {list(probs.shape)}")
+        raise ValueError(
+            f"probs: expected [..., vocab] with a vocabulary of at least 1, got {list(probs.shape)}"
+        )
     p = probs.double()
     if not torch.isfinite(p).all() or (p < 0).any():
         raise ValueError("probs: expected finite numbers of at least 0, got others")

@@ -14,8 +14,8 @@ CHUNK = 1024
 
 
 def rows(
-    output: Float[Tensor, "batch out"], inputs: Float[Tensor, "batch *shape"], *, chunk: int = CHUNK
-) -> Float[Tensor, "batch out *shape"]:
+    output: Float[Tensor, "batch out"], inputs: Float[Tensor, "batch ..."], *, chunk: int = CHUNK
+) -> Float[Tensor, "batch out ..."]:
     """d output[b] / d inputs[b] for every sample b, from a graph that is already there (and is kept).
 
     ``inputs`` may be a leaf or any tensor on the way to ``output``; where there is no way, the answer is zeros.

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from replicate.lm.task import log_policy
 from replicate.lm.states import frozen
+from replicate.lm.task import log_policy
 from replicate.lm.wiring import precision_of, require_eager
 
 State = Float[Tensor, "batch state"]
@@ -84,9 +84,7 @@ def transformer(model: PreTrainedModel, *, vocab: int | None = None) -> Recurren
     return Recurrence(advance, logits, embeddings[:vocab], lambda n: n - width)
 
 
-def read_prompt(
-    model: PreTrainedModel, embedded: Float[Tensor, "batch length dim"]
-) -> State:
+def read_prompt(model: PreTrainedModel, embedded: Float[Tensor, "batch length dim"]) -> State:
     """The state after reading prompts given by their embeddings, from which its gradient goes on to them."""
     require_eager(model, "a differentiable cache")
     with frozen(model), precision_of(model):
@@ -171,7 +169,9 @@ def check_completions(recurrence: Recurrence, state: State, completions: Int[Ten
     """Raises ``ValueError`` where completions cannot be fed from ``state``."""
     vocab = len(recurrence.embeddings)
     if completions.shape[1] < 1:
-        raise ValueError(f"completions: expected at least one token each, got shape {list(completions.shape)}")
+        raise ValueError(
+            f"completions: expected at least one token each, got shape {list(completions.shape)}"
+        )
     if len(completions) != len(state):
         raise ValueError(f"completions: expected one per state ({len(state)}), got {len(completions)}")
     if completions.min() < 0 or completions.max() >= vocab:
@@ -194,7 +194,9 @@ def _check_head(model: PreTrainedModel) -> None:
         final = model.base_model(input_ids=tokens).last_hidden_state
         same = torch.allclose(model.get_output_embeddings()(final), model(input_ids=tokens).logits)
     if not same:
-        raise ValueError("model: expected logits = head(final hidden state); this model does something in between")
+        raise ValueError(
+            "model: expected logits = head(final hidden state); this model does something in between"
+        )
 
 
 def _pack(cache, *, start: int) -> Float[Tensor, "batch columns"]:

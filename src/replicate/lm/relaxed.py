@@ -6,8 +6,8 @@ Without noise and with tau = 1 the soft token is the policy itself (a determinis
 it is a Gumbel-softmax sample. ``straight_through`` feeds the most likely token of p_t and differentiates p_t. The
 reward reads soft tokens: any smooth function of p_1..p_T, usually :func:`multilinear`.
 
-The costate of a relaxed rollout is the total derivative lambda_t = dR/ds_t. ``cut=True`` stops the gradient where a soft
-token is fed back and nowhere else: what is left is the attention path of (20), the costate that Theorem 1's proof
+The costate of a relaxed rollout is the total derivative lambda_t = dR/ds_t. ``cut=True`` stops the gradient where
+a soft token is fed back and nowhere else: what is left is the attention path of (20), the costate that Theorem 1's proof
 compares with lambda_t. It is *not* what a sampled rollout sends back; that is the score function (A4).
 """
 
@@ -94,7 +94,9 @@ def relaxed_costates(recurrence: Recurrence, state: State, reward: SoftReward, *
         return list(torch.autograd.grad(reward(run.soft).sum(), run.states, materialize_grads=True))
 
 
-def relaxed_value(recurrence: Recurrence, state: State, reward: SoftReward, **options) -> Float[Tensor, " batch"]:
+def relaxed_value(
+    recurrence: Recurrence, state: State, reward: SoftReward, **options
+) -> Float[Tensor, " batch"]:
     """The reward of the relaxed rollout from ``state``, without graph."""
     with torch.no_grad():
         return reward(relaxed_rollout(recurrence, state, **options).soft)
@@ -126,7 +128,9 @@ def token_slopes(
     """u_t(v) = dR/dp_t(v) in total, through the reward and through what is fed back: what token v is worth at step t
     to first order around the soft rollout from one state [1, state]."""
     with torch.enable_grad():
-        bump = torch.zeros(1, options["horizon"], len(recurrence.embeddings), dtype=state.dtype, requires_grad=True)
+        bump = torch.zeros(
+            1, options["horizon"], len(recurrence.embeddings), dtype=state.dtype, requires_grad=True
+        )
         run = _bumped_rollout(recurrence, state, bump, options.get("scale"))
         (grad,) = torch.autograd.grad(reward(run).sum(), bump)
     return grad[0]
@@ -157,7 +161,8 @@ def combined_estimates(
     with torch.enable_grad():
         states = unroll(recurrence, leaf, completions, scale=scale).states
         policies = [
-            (recurrence.logits(s) * (1.0 if scale is None else scale[t])).softmax(-1) for t, s in enumerate(states)
+            (recurrence.logits(s) * (1.0 if scale is None else scale[t])).softmax(-1)
+            for t, s in enumerate(states)
         ]
         (expected,) = torch.autograd.grad((torch.stack(policies, 1) * slopes).sum(), leaf)
     return sampled + expected

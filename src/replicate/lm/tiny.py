@@ -47,7 +47,9 @@ def tiny_model(
     if (head_dim is None or family == "llama") and hidden % heads:
         raise ValueError(f"hidden, heads: expected hidden a multiple of heads, got {hidden} and {heads}")
     if family == "gpt2" and (head_dim is not None or kv_heads is not None):
-        raise ValueError("head_dim, kv_heads: GPT-2 has hidden / heads and as many key heads as heads, got others")
+        raise ValueError(
+            "head_dim, kv_heads: GPT-2 has hidden / heads and as many key heads as heads, got others"
+        )
     size = hidden // heads if head_dim is None else head_dim
     if family != "gpt2" and size % 2:
         raise ValueError(f"head_dim: expected an even number for rotary positions, got {size}")
