@@ -7,7 +7,9 @@ is a linear map of the heads' outputs side by side. With respect to the sublayer
     j = t:  the same and  sum_i alpha_{ti} (v_i - o_t) (k_i^T dq_t/dx_t) / sqrt(d_head)
 
 The first summand is the *value term*, the rest the *score term*, of rank one for j < t. Both carry the factor
-alpha_{tj}. Queries, keys and values depend on their own position alone, and so does everything a block does besides attention.
+alpha_{tj}.
+
+Queries, keys and values depend on their own position alone, and so does everything a block does besides attention.
 :func:`anatomy` gets those position-wise Jacobians from a few backward passes, and the formula puts all pairs of
 positions together: exact, for any architecture, and at a fraction of the cost of differentiating every output.
 """

@@ -7,8 +7,8 @@ it is a Gumbel-softmax sample. ``straight_through`` feeds the most likely token 
 reward reads soft tokens: any smooth function of p_1..p_T, usually :func:`multilinear`.
 
 The costate of a relaxed rollout is the total derivative lambda_t = dR/ds_t. ``cut=True`` stops the gradient where
-a soft token is fed back and nowhere else: what is left is the attention path of (20), the costate that Theorem 1's proof
-compares with lambda_t. It is *not* what a sampled rollout sends back; that is the score function (A4).
+a soft token is fed back and nowhere else: what is left is the attention path of (20), the costate that Theorem 1's
+proof compares with lambda_t. It is *not* what a sampled rollout sends back; that is the score function (A4).
 """
 
 from collections.abc import Callable
