@@ -1,0 +1,367 @@
+r"""Attention pathways: exact cross-position Jacobians, their rank (Prop. 3) and what attention weights say of them.
+
+One head's output at position t is o_t = sum_j alpha_{tj} v_j with the weights of (22), and the sublayer's output a_t
+is a linear map of the heads' outputs side by side. With respect to the sublayer's input x_j, per head,
+
+    j < t:  do_t/dx_j = alpha_{tj} [ dv_j/dx_j + (v_j - o_t) (q_t^T dk_j/dx_j) / sqrt(d_head) ]
+    j = t:  the same and  sum_i alpha_{ti} (v_i - o_t) (k_i^T dq_t/dx_t) / sqrt(d_head)
+
+The first summand is the *value term*, the rest the *score term*, of rank one for j < t. Both carry the factor
+alpha_{tj}.
+
+Queries, keys and values depend on their own position alone, and so does everything a block does besides attention.
+:func:`anatomy` gets those position-wise Jacobians from a few backward passes, and the formula puts all pairs of
+positions together: exact, for any architecture, and at a fraction of the cost of differentiating every output.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from replicate.lm.jacobians import positionwise, rows
+from replicate.lm.modes import attention_operands, held_attention
+from replicate.lm.states import blocks, frozen
+from replicate.lm.wiring import first_of, hidden_states, precision_of, require_eager
+
+PARTS = ("full", "value", "score")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One block on one sequence, taken apart.
+
+    ``alpha`` [heads, length, length] are the weights (22), ``q``, ``k``, ``v`` [heads, length, head_dim] as they meet
+    (rotated, key heads repeated), ``dq``, ``dk``, ``dv`` [heads, length, head_dim, hidden] their Jacobians with respect
+    to the sublayer's input x at their own position, ``project`` [hidden, heads * head_dim] the output projection.
+    ``below`` [length, hidden, hidden] is dx/dh of the block's input h; ``skip`` [length, hidden, hidden] the Jacobian
+    of the block's output with respect to h at a fixed output of the attention sublayer, ``after`` [length, hidden,
+    hidden] with respect to that output.
+    """
+
+    alpha: Float[Tensor, "heads length length"]
+    q: Float[Tensor, "heads length head_dim"]
+    k: Float[Tensor, "heads length head_dim"]
+    v: Float[Tensor, "heads length head_dim"]
+    dq: Float[Tensor, "heads length head_dim hidden"]
+    dk: Float[Tensor, "heads length head_dim hidden"]
+    dv: Float[Tensor, "heads length head_dim hidden"]
+    scaling: float
+    project: Float[Tensor, "hidden width"]
+    below: Float[Tensor, "length hidden hidden"]
+    skip: Float[Tensor, "length hidden hidden"]
+    after: Float[Tensor, "length hidden hidden"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What Prop. 3 counts: blocks, heads, key-value heads, their width and the model's width."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+
+    @property
+    def layer_bound(self) -> int:
+        """Rank bound of one sublayer's cross-position Jacobian, min(d_model, heads x d_head)."""
+        return min(self.hidden, self.heads * self.head_dim)
+
+    @property
+    def input_bound(self) -> int:
+        """What the input side allows besides: x_j enters through the keys and values of the key-value heads only,
+        and of the keys only one direction per query head."""
+        return min(
+            self.layer_bound, self.kv_heads * self.head_dim + min(self.heads, self.kv_heads * self.head_dim)
+        )
+
+    @property
+    def total_bound(self) -> int:
+        """Rank bound of the whole model's, min(d_model, layers x heads x d_head)."""
+        return min(self.hidden, self.layers * self.heads * self.head_dim)
+
+
+def shape_of(model: nn.Module) -> Shape:
+    """Reads a model's shape from its configuration and its attention modules."""
+    config = model.config
+    heads = config.num_attention_heads
+    size = getattr(_attention(model, 0), "head_dim", config.hidden_size // heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return Shape(config.num_hidden_layers, heads, kv_heads, size, config.hidden_size)
+
+
+def anatomy(model: nn.Module, tokens: Int[Tensor, " length"]) -> list[Anatomy]:
+    """Every block of ``model`` as it runs on ``tokens``, taken apart. Needs eager attention."""
+    require_eager(model, "attention weights and their derivatives")
+    return [_take_apart(model, layer, call) for layer, call in enumerate(_block_calls(model, tokens))]
+
+
+def head_jacobians(
+    block: Anatomy, *, part: str = "full"
+) -> Float[Tensor, "heads length length head_dim hidden"]:
+    """do_t/dx_j of every head, before the output projection, indexed [head, t, j, out, in]; zero for j > t."""
+    _check_part(part)
+    full = torch.zeros(*block.alpha.shape, *block.dv.shape[2:], dtype=block.v.dtype)
+    if part != "score":
+        full += block.alpha[..., None, None] * block.dv[:, None]
+    if part != "value":
+        away, slope, turn = _score_factors(block)
+        full += away[..., :, None] * slope[..., None, :]
+        at = torch.arange(full.shape[1])
+        full[:, at, at] += turn
+    return full
+
+
+def layer_jacobians(block: Anatomy, *, part: str = "full") -> Float[Tensor, "length length hidden hidden"]:
+    """da_t/dx_j of the attention sublayer, indexed [t, j, out, in], all pairs of positions; zero for j > t.
+
+    ``part="value"`` holds the attention weights constant, ``"score"`` the values. Diagonal blocks are included, though
+    Prop. 3 speaks of j < t. Same formula as :func:`head_jacobians`, the projection applied before pairs are formed.
+    """
+    _check_part(part)
+    heads, length = block.alpha.shape[:2]
+    project = block.project.unflatten(1, (heads, -1))
+    full = torch.zeros(length, block.project.shape[0], length, block.dv.shape[3], dtype=block.v.dtype)
+    if part != "score":
+        full += torch.einsum("htj,hjoi->toji", block.alpha, torch.einsum("ohc,hjci->hjoi", project, block.dv))
+    if part != "value":
+        away, slope, turn = _score_factors(block)
+        full += torch.einsum("htjo,htji->toji", torch.einsum("ohc,htjc->htjo", project, away), slope)
+        at = torch.arange(length)
+        full[at, :, at] += torch.einsum("ohc,htci->toi", project, turn)
+    return full.permute(0, 2, 1, 3)
+
+
+def model_jacobians(
+    model: nn.Module, tokens: Int[Tensor, " length"]
+) -> Float[Tensor, "length length hidden hidden"]:
+    """dh_t^L/dh_j^0 through all blocks, indexed [t, j, out, in]: the blocks' Jacobians multiplied, causality used."""
+    total = None
+    for block in anatomy(model, tokens):
+        # What block input h_i, and attention input x_i below it, make of h_j^0; before the first block, the identity.
+        sublayer = layer_jacobians(block).permute(0, 2, 1, 3)
+        if total is None:
+            mixed = torch.einsum("toji,jik->tojk", sublayer, block.below)
+            total = (block.after @ mixed.flatten(2)).unflatten(2, mixed.shape[2:])
+            at = torch.arange(len(tokens))
+            total[at, :, at] += block.skip
+        else:
+            below = (block.below @ total.flatten(2)).unflatten(2, total.shape[2:])
+            mixed = _causal_product(sublayer, below)
+            total = (block.skip @ total.flatten(2) + block.after @ mixed.flatten(2)).unflatten(
+                2, total.shape[2:]
+            )
+    return total.permute(0, 2, 1, 3)
+
+
+def _score_factors(block: Anatomy) -> tuple[Tensor, Tensor, Tensor]:
+    """The score term taken apart: for j < t the outer product of v_j - o_t [heads, t, j, head_dim] and of
+    alpha_tj q_t^T dk_j / sqrt(d_head) [heads, t, j, hidden]; what x_t adds through its query, [heads, t, head_dim,
+    hidden]."""
+    away = block.v[:, None] - (block.alpha @ block.v)[:, :, None]
+    slope = torch.einsum("htc,hjci->htji", block.q, block.dk) * (block.scaling * block.alpha)[..., None]
+    covariance = torch.einsum("htj,htjo,hjc->htoc", block.alpha, away, block.k)
+    return away, slope, block.scaling * covariance @ block.dq
+
+
+def _causal_product(
+    left: Float[Tensor, "length out length mid"],
+    right: Float[Tensor, "length mid length in"],
+    *,
+    chunk: int = 4,
+) -> Float[Tensor, "length out length in"]:
+    """sum_{j <= i <= t} left[t, :, i] right[i, :, j] for blocks that vanish above the diagonal."""
+    length = left.shape[0]
+    out = torch.zeros(*left.shape[:2], *right.shape[2:], dtype=left.dtype)
+    for t in range(0, length, chunk):
+        for j in range(0, t + 1, chunk):
+            rows_, columns = slice(t, t + chunk), slice(j, j + chunk)
+            middle = slice(j, t + chunk)
+            a = left[rows_, :, middle].flatten(2).flatten(0, 1)
+            b = right[middle, :, columns].flatten(2).flatten(0, 1)
+            out[rows_, :, columns] = (
+                (a @ b).unflatten(1, (-1, right.shape[3])).unflatten(0, (-1, left.shape[1]))
+            )
+    return out
+
+
+def layer_jacobians_by_autograd(
+    model: nn.Module, tokens: Int[Tensor, " length"], *, layer: int, part: str = "full"
+) -> Float[Tensor, "length length hidden hidden"]:
+    """:func:`layer_jacobians` of sublayer ``layer`` (1 is the first) by differentiating every output: the slow route.
+
+    Raises ``ValueError`` for a layer out of range, an unknown part and fused attention.
+    """
+    _check_part(part)
+    require_eager(model, "attention weights and their derivatives")
+    depth = model.config.num_hidden_layers
+    if not 1 <= layer <= depth:
+        raise ValueError(f"layer: expected 1 to {depth} (this model has {depth} blocks), got {layer}")
+    if part == "score":
+        return layer_jacobians_by_autograd(model, tokens, layer=layer) - layer_jacobians_by_autograd(
+            model, tokens, layer=layer, part="value"
+        )
+    module = _attention(model, layer - 1)
+    x, others, named = _block_calls(model, tokens, module=_attention)[layer - 1]
+    with frozen(model), torch.enable_grad(), precision_of(model):
+        leaf = x.clone().requires_grad_()
+        if part == "value":
+            with held_attention():
+                out = first_of(module(leaf, *others, **named))
+        else:
+            out = first_of(module(leaf, *others, **named))
+        return _blocked(rows(out.flatten(1), leaf), leaf.shape[1])
+
+
+def model_jacobians_by_autograd(
+    model: nn.Module, tokens: Int[Tensor, " length"]
+) -> Float[Tensor, "length length hidden hidden"]:
+    """:func:`model_jacobians` by differentiating every output of the last block: the slow route."""
+    require_eager(model, "Jacobians by batched backward passes")
+    with frozen(model), torch.enable_grad(), precision_of(model):
+        states, _ = hidden_states(model, tokens[None])
+        return _blocked(rows(states[-2].flatten(1), states[0]), len(tokens))
+
+
+def earlier(blocks_: Float[Tensor, "length length out in"]) -> Float[Tensor, "pairs out in"]:
+    """The blocks with j < t, one after another."""
+    t, j = torch.tril_indices(blocks_.shape[0], blocks_.shape[1], -1)
+    return blocks_[t, j]
+
+
+def numerical_rank(matrices: Float[Tensor, "*batch out in"], *, rtol: float = 1e-10) -> Int[Tensor, "*batch"]:
+    """Number of singular values above ``rtol`` times the largest; 0 for a matrix of zeros.
+
+    The default stands between round-off in float64 (1e-15) and the smallest genuine singular values of a tiny model.
+    """
+    values = torch.linalg.svdvals(matrices)
+    return ((values > rtol * values[..., :1]) & (values[..., :1] > 0)).sum(-1)
+
+
+def participation_ratio(matrices: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch"]:
+    """(sum s^2)^2 / sum s^4 over singular values s: how many directions carry the Jacobian; 0 for zeros."""
+    power = torch.linalg.svdvals(matrices).square()
+    return torch.nan_to_num(power.sum(-1).square() / power.square().sum(-1), nan=0.0)
+
+
+def entropy_rank(matrices: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch"]:
+    """exp of the entropy of s^2 / sum s^2 over singular values s; 0 for zeros."""
+    power = torch.linalg.svdvals(matrices).square()
+    total = power.sum(-1)
+    spread = torch.special.entr(power / total.clamp_min(1e-300)[..., None]).sum(-1).exp()
+    return torch.where(total > 0, spread, 0.0)
+
+
+def breadth(alpha: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch"]:
+    """exp of the entropy of attention weights over a context, after normalising them: a number of positions."""
+    share = alpha / alpha.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp()
+
+
+def _check_part(part: str) -> None:
+    if part not in PARTS:
+        raise ValueError(f"part: expected one of {PARTS}, got {part!r}")
+
+
+def _blocked(full: Float[Tensor, "1 outs length hidden"], length: int) -> Tensor:
+    """[1, length * out, length, in] as [length (t), length (j), out, in]."""
+    return full[0].unflatten(0, (length, -1)).transpose(1, 2)
+
+
+def _block(model: nn.Module, layer: int) -> nn.Module:
+    return blocks(model)[layer]
+
+
+def _attention(model: nn.Module, layer: int) -> nn.Module:
+    found = [m for m in blocks(model)[layer].children() if type(m).__name__.endswith("Attention")]
+    if len(found) != 1:
+        raise ValueError(f"model: expected one attention module in block {layer + 1}, found {len(found)}")
+    return found[0]
+
+
+def _projection(module: nn.Module) -> nn.Module:
+    names = ("o_proj", "c_proj", "out_proj", "dense")
+    found = [getattr(module, name) for name in names if hasattr(module, name)]
+    if len(found) != 1:
+        raise ValueError(f"model: expected one output projection among {names}, found {len(found)}")
+    return found[0]
+
+
+def _block_calls(model: nn.Module, tokens: Tensor, *, module=_block) -> list[tuple[Tensor, tuple, dict]]:
+    """What every block (or attention module) is called with: its input [1, length, hidden] and other arguments."""
+    calls: list[tuple[Tensor, tuple, dict]] = []
+
+    def note(_, args, kwargs):
+        named = dict(kwargs)
+        x = args[0] if args else named.pop("hidden_states")
+        calls.append((x, args[1:], named))  # GPT-2 passes its mask by position
+
+    hooks = [
+        module(model, layer).register_forward_pre_hook(note, with_kwargs=True)
+        for layer in range(len(blocks(model)))
+    ]
+    try:
+        with torch.no_grad(), precision_of(model):
+            model(input_ids=tokens[None], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _take_apart(model: nn.Module, layer: int, call: tuple[Tensor, tuple, dict]) -> Anatomy:
+    module = _attention(model, layer)
+    h = call[0].detach().clone().requires_grad_()
+    with frozen(model), torch.enable_grad(), precision_of(model):
+        with _cut_at_projection(module) as seen, attention_operands() as operands:
+            out = first_of(blocks(model)[layer](h, *call[1], **call[2]))
+        if len(operands.products) != 2:
+            raise ValueError(f"model: expected two products of eager attention, saw {len(operands.products)}")
+        (q, k), (alpha, v) = operands.products
+        k = k.transpose(2, 3)
+        x, cut, mixed = seen["x"], seen["cut"], seen["mixed"]
+        dq, dk, dv = (_positionwise_heads(part, x) for part in (q, k, v))
+        return Anatomy(
+            *(part.detach()[0] for part in (alpha, q, k, v)),
+            dq=dq,
+            dk=dk,
+            dv=dv,
+            scaling=float(module.scaling),
+            project=positionwise(mixed, cut)[0],
+            below=positionwise(x, h),
+            skip=positionwise(out, h),
+            after=positionwise(out, mixed),
+        )
+
+
+def _positionwise_heads(part: Float[Tensor, "1 heads length head_dim"], x: Tensor) -> Tensor:
+    flat = part.transpose(1, 2).flatten(2)
+    return positionwise(flat, x).unflatten(1, (part.shape[1], -1)).transpose(0, 1)
+
+
+@contextmanager
+def _cut_at_projection(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Makes the heads' outputs a leaf, ``cut``, and notes the sublayer's input ``x`` and output ``mixed``."""
+    seen: dict[str, Tensor] = {}
+
+    def enter(_, args, kwargs):
+        seen["x"] = args[0] if args else kwargs["hidden_states"]
+
+    def cut(_, inputs):
+        seen["cut"] = inputs[0].detach().requires_grad_()
+        return (seen["cut"],)
+
+    hooks = [
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        _projection(module).register_forward_pre_hook(cut),
+        module.register_forward_hook(lambda _, __, output: seen.update(mixed=first_of(output))),
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,188 @@
+r"""Empirical costates: Def. 2, what is degenerate in it, and the state for which recursion (15) is exact.
+
+The objective is (13), L = - sum_t A_t log pi(o_t | h_t), at fixed tokens. Two kinds of state are differentiated:
+
+* the hidden states h_t^l of layer l at position t, as in Def. 2: :func:`layer_costates`, one backward pass for all
+  layers and positions; :func:`layer_influence` and :func:`credit_matrix` show what such a state can carry (A3);
+* the state of a :class:`~replicate.lm.recurrence.Recurrence`, the cache of all layers: :func:`costates` by one
+  backward pass, :func:`costates_by_recursion` by (15).
+
+Layers are numbered as in ``hidden_states`` of transformers, but for the last: 0 is the embeddings' output, l the output
+of block l, and the number of blocks + 1 the final hidden state, after the last norm, that the head reads.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from replicate.lm.jacobians import rows
+from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
+from replicate.lm.states import frozen
+from replicate.lm.task import log_policy
+from replicate.lm.wiring import hidden_states, precision_of, require_eager
+
+
+def layer_costates(
+    model: nn.Module,
+    prompts: Int[Tensor, "batch length"],
+    completions: Int[Tensor, "batch T"],
+    advantages: Float[Tensor, "batch ..."],
+    *,
+    vocab: int,
+    layers: Sequence[int] | None = None,
+    mask: Bool[Tensor, "batch T"] | None = None,
+) -> Float[Tensor, "layers batch positions hidden"]:
+    """Def. 2, lambda^ = - dL/dh_t^l, at every position that is read and for each of ``layers`` (default: all).
+
+    Positions are those of the prompt and of o_1..o_{T-1}; log pi(o_t) is read at position length + t - 2, counted
+    from 0. ``advantages`` are [batch] or [batch, T]. ``mask`` is true on a completion's tokens; behind them may be
+    padding, which counts nothing. One forward pass and one backward pass through activations, in the model's own
+    precision; any attention kernel will do.
+    Raises ``ValueError`` for a layer out of range, padding inside a completion and shapes that do not fit.
+    """
+    weights = token_weights(completions, advantages, mask)
+    chosen = layer_numbers(model, layers)
+    with frozen(model), torch.enable_grad(), precision_of(model):
+        hidden, logp = _read(model, prompts, completions, vocab)
+        loss = -(weights * logp).sum()  # (13)
+        grads = torch.autograd.grad(loss, [hidden[layer] for layer in chosen])
+    return -torch.stack(grads)  # (14)
+
+
+def credit_matrix(
+    model: nn.Module,
+    prompts: Int[Tensor, "batch length"],
+    completions: Int[Tensor, "batch T"],
+    advantages: Float[Tensor, "batch ..."],
+    *,
+    vocab: int,
+    layer: int,
+) -> Float[Tensor, "batch T T hidden"]:
+    """Entry [b, k, t] is A_k dlog pi(o_k)/dh_t^l, the part of the costate at token t that comes from token k.
+
+    The diagonal is all that (15) with one layer's output as the state can keep, because dh_{t+1}^l/dh_t^l = 0.
+    """
+    require_eager(model, "a credit matrix by batched backward passes")
+    (chosen,) = layer_numbers(model, [layer])
+    weights = token_weights(completions, advantages, None)
+    with frozen(model), torch.enable_grad(), precision_of(model):
+        hidden, logp = _read(model, prompts, completions, vocab)
+        full = rows(weights * logp, hidden[chosen])
+    return full[:, :, prompts.shape[1] - 1 :]
+
+
+def layer_influence(
+    model: nn.Module, tokens: Int[Tensor, " length"]
+) -> Float[Tensor, "layers length layers length"]:
+    """Frobenius norms of dh_k^{l'}/dh_t^l, indexed [l, t, l', k]: which state reaches which (A3).
+
+    Zero wherever l' <= l and k != t (a layer's output feeds only higher layers) and wherever k < t (causality).
+    """
+    require_eager(model, "Jacobians by batched backward passes")
+    with frozen(model), torch.enable_grad(), precision_of(model):
+        hidden, _ = _read(model, tokens[None], torch.zeros(1, 1, dtype=torch.long), 1)
+        blocks = [
+            [_block_norms(rows(above.flatten(1), below), above.shape[2]) for above in hidden]
+            for below in hidden
+        ]
+    return torch.stack([torch.stack(row, dim=1) for row in blocks])
+
+
+def _block_norms(full: Float[Tensor, "1 outs length hidden"], width: int) -> Float[Tensor, "length above"]:
+    return full[0].unflatten(0, (-1, width)).square().sum((1, 3)).sqrt().T
+
+
+def costates(
+    recurrence: Recurrence,
+    state: State,
+    completions: Int[Tensor, "batch T"],
+    weights: Float[Tensor, "batch T"],
+    *,
+    scale: Float[Tensor, " T"] | None = None,
+) -> list[Tensor]:
+    """- dL/ds_t of (13) for t = 1..T by one backward pass; ``weights`` are the A_t, per token.
+
+    The result's t-th entry has the shape of s_t, which grows by one column of the cache a step.
+    """
+    with torch.enable_grad():
+        run = unroll(recurrence, state.detach().requires_grad_(), completions, scale=scale)
+        objective = (weights * run.logp).sum()  # minus (13)
+        return list(torch.autograd.grad(objective, run.states))
+
+
+def costates_by_recursion(
+    recurrence: Recurrence,
+    state: State,
+    completions: Int[Tensor, "batch T"],
+    weights: Float[Tensor, "batch T"],
+    *,
+    scale: Float[Tensor, " T"] | None = None,
+    newest_only: bool = False,
+) -> list[Tensor]:
+    """The same by recursion (15), each step on its own: local score plus transition Jacobian transposed.
+
+    ``newest_only`` takes as the state what the last token added (its column of the cache and h_t) and treats what is
+    older as a constant, the way a recurrent net's state would be: no longer exact, because o_t's column is read by
+    all later tokens and not only by the next.
+    """
+    with torch.no_grad():
+        states = unroll(recurrence, state, completions, scale=scale).states
+    column = len(states[-1][0]) - len(states[-2][0]) if len(states) > 1 else 0
+    out: list[Tensor] = []
+    for t in reversed(range(len(states))):
+        leaf = states[t].detach().requires_grad_()
+        tokens = completions[:, t]
+        with torch.enable_grad():
+            logp = log_policies(recurrence, leaf, t, scale).gather(1, tokens[:, None]).squeeze(1)
+            carried = (recurrence.read(leaf, tokens) * out[-1]).sum() if out else 0.0
+            # (15): A_t dlog pi(o_t)/ds_t + (ds_{t+1}/ds_t)^T lambda^_{t+1}
+            (now,) = torch.autograd.grad((weights[:, t] * logp).sum() + carried, leaf)
+        if newest_only:
+            now[:, : max(0, recurrence.kept(now.shape[1]) - column)] = 0.0
+        out.append(now)
+    return out[::-1]
+
+
+def token_weights(
+    completions: Int[Tensor, "batch T"],
+    advantages: Float[Tensor, "batch ..."],
+    mask: Bool[Tensor, "batch T"] | None,
+) -> Float[Tensor, "batch T"]:
+    """A_t per token: one advantage for a whole completion is spread over it, masked tokens get 0."""
+    if advantages.shape not in (completions.shape, completions.shape[:1]):
+        raise ValueError(
+            f"advantages: expected shape {list(completions.shape[:1])} or {list(completions.shape)}, "
+            f"got {list(advantages.shape)}"
+        )
+    weights = advantages if advantages.ndim == 2 else advantages[:, None].expand(completions.shape)
+    if mask is None:
+        return weights
+    if (mask[:, 1:] & ~mask[:, :-1]).any():
+        row = (mask[:, 1:] & ~mask[:, :-1]).any(1).nonzero()[0].item()
+        raise ValueError(
+            f"mask: expected padding only behind a completion, got some inside of completion {row}"
+        )
+    return torch.where(mask, weights, 0.0)
+
+
+def layer_numbers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
+    """Checked layer numbers, 0 to blocks + 1, negative ones counted from the top; None: all of them."""
+    top = model.config.num_hidden_layers + 1
+    if layers is None:
+        return list(range(top + 1))
+    for layer in layers:
+        if not -top - 1 <= layer <= top:
+            raise ValueError(
+                f"layer: expected {-top - 1} to {top} (this model has {top - 1} blocks), got {layer}"
+            )
+    return [layer % (top + 1) for layer in layers]
+
+
+def _read(model, prompts, completions, vocab) -> tuple[list[Tensor], Float[Tensor, "batch T"]]:
+    """Hidden states of all layers over prompt and o_<T, with graph, and log pi(o_t)."""
+    tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
+    hidden, logits = hidden_states(model, tokens)
+    logits = logits[:, prompts.shape[1] - 1 :]
+    return hidden, log_policy(logits, vocab=vocab).gather(2, completions[..., None]).squeeze(2)

@@ -1,0 +1,159 @@
+r"""The exact value gradient by running through all completions, and the exact expectation of its estimates.
+
+With rewards read off sampled tokens the value of a state is a finite sum over completions o = (o_1..o_T),
+
+    V(s) = sum_o P(o | s) R(o),    dV/ds = sum_o P(o | s) sum_t gamma^{t-1} G_t dlog pi(o_t | s, o_<t)/ds     (A4)
+
+so the score function, at fixed tokens, is an unbiased estimate for *any* state the policy is smooth in. Rewards of a
+completion are [N, T], N = |V|^T; its return-to-go is G_t = sum_{k>=t} gamma^{k-t} r_k.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+LIMIT = 2_000_000
+"""The most completions, or groups of them, that are enumerated."""
+
+LogProbs = Callable[[Tensor], Tensor]
+"""log pi(o_t | s, o_<t) [N, T] of all completions from states [N, *state], one row of states per completion."""
+
+
+def all_completions(vocab: int, horizon: int) -> Int[Tensor, "N T"]:
+    """Every completion of ``horizon`` tokens, in lexicographic order."""
+    _refuse_many("vocab, horizon", vocab, horizon)
+    return torch.cartesian_prod(*[torch.arange(vocab)] * horizon).reshape(-1, horizon)
+
+
+def returns_to_go(rewards: Float[Tensor, "N T"], *, gamma: float = 1.0) -> Float[Tensor, "N T"]:
+    """G_t = sum_{k>=t} gamma^{k-t} r_k."""
+    powers = gamma ** torch.arange(rewards.shape[1], dtype=rewards.dtype)
+    return ((rewards * powers).flip(1).cumsum(1).flip(1)) / powers
+
+
+def value(
+    log_probs: LogProbs, state: Float[Tensor, "*state"], returns: Float[Tensor, " N"]
+) -> Float[Tensor, ""]:
+    """V(s) = sum_o P(o | s) R(o)."""
+    everywhere = state.expand(len(returns), *state.shape)
+    return (log_probs(everywhere).sum(1).exp() * returns).sum()
+
+
+def value_gradient(
+    log_probs: LogProbs, state: Float[Tensor, "*state"], returns: Float[Tensor, " N"]
+) -> Float[Tensor, "*state"]:
+    """dV/ds by differentiating the sum itself: probabilities carry the gradient, no score function in sight."""
+    leaf = state.detach().requires_grad_()
+    with torch.enable_grad():
+        (grad,) = torch.autograd.grad(value(log_probs, leaf, returns), leaf)
+    return grad
+
+
+def scores(
+    log_probs: LogProbs, state: Float[Tensor, "*state"], weights: Float[Tensor, "N T"]
+) -> Float[Tensor, "N ..."]:
+    """sum_t w_t dlog pi(o_t | s, o_<t)/ds of each completion: its empirical costate at s with weights w."""
+    leaf = state.detach().expand(len(weights), *state.shape).clone().requires_grad_()
+    with torch.enable_grad():
+        (grad,) = torch.autograd.grad((weights * log_probs(leaf)).sum(), leaf)
+    return grad
+
+
+def probabilities(
+    log_probs: LogProbs, state: Float[Tensor, "*state"], completions: int
+) -> Float[Tensor, " N"]:
+    """P(o | s) of each of the ``completions``."""
+    with torch.no_grad():
+        return log_probs(state.expand(completions, *state.shape)).sum(1).exp()
+
+
+def expected_advantages(
+    probs: Float[Tensor, " N"],
+    returns: Float[Tensor, " N"],
+    *,
+    group: int,
+    advantages: Callable[[Float[Tensor, "groups group"]], Float[Tensor, "groups group"]],
+) -> Float[Tensor, " N"]:
+    """c_n with E[ 1/G sum_i A_i S_{o_i} ] = sum_n c_n S_n over groups of G completions drawn independently.
+
+    Runs through all N^G groups, so it is exact for any rule that turns the returns of a group into advantages.
+    """
+    _refuse_many("returns, group", len(returns), group)
+    members = all_completions(len(returns), group)
+    weight = probs[members].prod(1, keepdim=True)
+    share = weight * advantages(returns[members]) / group
+    return torch.zeros_like(probs).index_add_(0, members.flatten(), share.flatten())
+
+
+def std_factor(p: float, *, group: int, eps: float = 1e-4) -> float:
+    """What dividing by the group's standard deviation makes of the gradient of a yes-or-no reward.
+
+    With success probability p the expected estimate is this factor times dp/ds, namely E[A | R=1] - E[A | R=0]; a sum
+    over the number k of successes in the group, sample standard deviation (ddof 1) plus ``eps``. Without the division
+    and with the group's mean as the baseline it would be 1 - 1/G.
+    """
+    if group < 2:
+        raise ValueError(f"group: a standard deviation needs at least 2, got {group}")
+    total = 0.0
+    for k in range(1, group):
+        mean = k / group
+        std = math.sqrt(group / (group - 1) * mean * (1 - mean))
+        others = group - 1
+        # k successes of which one is the sample itself, and k successes among the others
+        with_success = math.comb(others, k - 1) * p ** (k - 1) * (1 - p) ** (others - k + 1)
+        with_failure = math.comb(others, k) * p**k * (1 - p) ** (others - k)
+        total += (with_success * (1 - mean) + with_failure * mean) / (std + eps)
+    return total
+
+
+def leave_one_out_mse(
+    probs: Float[Tensor, " N"], returns: Float[Tensor, " N"], score: Float[Tensor, "N state"], *, group: int
+) -> float:
+    """Mean squared error of the group estimate 1/G sum_i (R_i - mean of the others) S_i of dV/ds.
+
+    The estimate is a U-statistic with kernel h(x, y) = (R_x - R_y)(S_x - S_y)/2, so its variance is
+    2 (2 (G-2) zeta_1 + zeta_2) / (G (G-1)), zeta_1 = Var E[h | x], zeta_2 = Var h, traces over the state.
+    Raises ``ValueError`` for a group of one.
+    """
+    if group < 2:
+        raise ValueError(f"group: leaving one out needs at least 2, got {group}")
+    target = (probs * returns) @ score
+    centred = returns - probs @ returns
+    # E[h | x] = ((R_x - ER) S_x + E[R S]) / 2 since E[S] = 0; centred on the target E[R S]
+    first = (centred[:, None] * score - target) / 2
+    zeta_1 = (probs * first.square().sum(1)).sum()
+    gram = score @ score.T
+    spread = returns[:, None] - returns[None]
+    distance = gram.diag()[:, None] + gram.diag()[None] - 2 * gram
+    second_moment = (probs[:, None] * probs[None] * spread.square() * distance).sum() / 4
+    zeta_2 = second_moment - target.square().sum()
+    return float(2 * (2 * (group - 2) * zeta_1 + zeta_2) / (group * (group - 1)))
+
+
+def monte_carlo_errors(
+    estimates: Float[Tensor, "N state"],
+    probs: Float[Tensor, " N"],
+    target: Float[Tensor, " state"],
+    sizes: list[int],
+    *,
+    repeats: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "sizes repeats"]:
+    """Distance to ``target`` of the mean of n completions' estimates, for each n in ``sizes``, ``repeats`` times."""
+    p = (probs / probs.sum()).numpy()
+    values = estimates.numpy()
+    errors = np.empty((len(sizes), repeats))
+    for row, column in itertools.product(range(len(sizes)), range(repeats)):
+        mean = rng.multinomial(sizes[row], p) @ values / sizes[row]
+        errors[row, column] = np.linalg.norm(mean - target.numpy())
+    return errors
+
+
+def _refuse_many(names: str, base: int, power: int) -> None:
+    if base < 1 or power < 1 or base**power > LIMIT:
+        raise ValueError(f"{names}: expected at least 1 each and at most {LIMIT} cases, got {base}^{power}")

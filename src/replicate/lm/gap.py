@@ -1,0 +1,310 @@
+r"""The sampling gap: the path through the sampled token in (20), its bound (Prop. 2), and Theorem 1.
+
+A softmax Jacobian is (1/tau)(diag(p) - p p^T), a diagonal minus a rank-one matrix, whose largest eigenvalue solves a
+scalar equation; no vocabulary-squared matrix is formed for it. Its norm obeys, with H the entropy in nats,
+
+    norm <= (1/tau)(1 - sum_v p_v^2) <= (1/tau) H(p) / (2 ln 2)                                        (A5)
+
+with equality for a fair coin. Written with the paper's normalised entropy H / log|V| the best constant is
+log|V| / (2 ln 2), which grows with the vocabulary: the normalisation adds nothing.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from replicate.lm.jacobians import jacobian
+from replicate.lm.recurrence import Recurrence
+from replicate.lm.relaxed import Relaxed, SoftReward, relaxed_costates, relaxed_rollout, soft_token
+
+_BISECTIONS = 56  # the bracket is at most twice the root wide, so this is below round-off
+
+
+def softmax_jacobian_norm(
+    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
+) -> Float[Tensor, "*batch"]:
+    """Exact operator norm of (1/temperature)(diag(p) - p p^T), for p along the last axis.
+
+    The norm is the root of the secular equation 1 = sum_v p_v^2 / (p_v - x) between the two largest p, found by
+    bisection in float64 from p_1 (1 - p_1) <= x <= 1 - sum p^2. Ties of the largest give x = p_1, zeros change nothing,
+    a one-hot p gives 0. Time and memory are linear in the vocabulary. Rows are normalised in float64 first.
+
+    Raises ``ValueError`` if p is not a probability vector or the temperature is not positive.
+    """
+    p = _checked(probs, temperature)
+    top = p.topk(min(2, p.shape[-1]), dim=-1)
+    first = top.values[..., :1]
+    rest = p.scatter(-1, top.indices[..., :1], 0.0)
+    others = rest.sum(-1, keepdim=True)  # 1 - p_1 without its rounding
+    second = top.values[..., 1:2] if p.shape[-1] > 1 else torch.zeros_like(first)
+    low = torch.maximum(second, first * others)  # e_1 is a trial vector
+    high = torch.minimum(first, _spread(first, others, rest))  # the trace
+    high = torch.maximum(low, high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        left_of_root = _secular(middle, first, others, rest) > 0
+        low, high = torch.where(left_of_root, middle, low), torch.where(left_of_root, high, middle)
+    return (((low + high) / 2).squeeze(-1) / temperature).to(probs.dtype)
+
+
+def entropy_bound(
+    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
+) -> Float[Tensor, "*batch"]:
+    """H(p) / (2 ln 2) / temperature, H in nats: the right side of A5, an upper bound on the norm above.
+
+    Half the entropy in bits; no constant of it can be lowered, since a fair coin attains it at any vocabulary.
+    Errors as in :func:`softmax_jacobian_norm`.
+    """
+    p = _checked(probs, temperature)
+    return (torch.special.entr(p).sum(-1) / (2 * math.log(2) * temperature)).to(probs.dtype)
+
+
+def trace_bound(probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
+    """(1 - sum p^2) / temperature: the trace of the softmax Jacobian, between the two sides of A5.
+
+    It is also the expected norm of a Gumbel-softmax Jacobian in the limit of temperature zero, where the sample is
+    almost always one-hot and now and then, with density p_v p_w, a coin between two tokens.
+    """
+    p = _checked(probs, temperature)
+    first, index = p.max(-1, keepdim=True)
+    rest = p.scatter(-1, index, 0.0)
+    return (_spread(first, rest.sum(-1, keepdim=True), rest).squeeze(-1) / temperature).to(probs.dtype)
+
+
+def normalised_constant(vocab: int) -> float:
+    """The smallest c with norm(diag(p) - p p^T) <= c H(p) / log|V| for all p: log|V| / (2 ln 2)."""
+    if vocab < 2:
+        raise ValueError(f"vocab: expected at least 2, got {vocab}")
+    return math.log(vocab) / (2 * math.log(2))
+
+
+def softmax_jacobian(
+    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
+) -> Float[Tensor, "*batch vocab vocab"]:
+    """(1/temperature)(diag(p) - p p^T) as a matrix, for small vocabularies."""
+    return (torch.diag_embed(probs) - probs[..., :, None] * probs[..., None, :]) / temperature
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The two summands of (20) at one state s_t [1, n], for the m entries of s_{t+1} that are new.
+
+    ``attention`` [m, n] at a fixed token; the path through the token is the product of ``advance`` [m, dim],
+    ``embed`` [dim, vocab], ``soften`` [vocab, vocab] (the softmax Jacobian) and ``head`` [vocab, n]. The other ``kept``
+    entries of s_{t+1} repeat the first entries of s_t: identity on the attention path, zero on the other.
+    """
+
+    attention: Float[Tensor, "m n"]
+    advance: Float[Tensor, "m dim"]
+    embed: Float[Tensor, "dim vocab"]
+    soften: Float[Tensor, "vocab vocab"]
+    head: Float[Tensor, "vocab n"]
+    soft: Float[Tensor, " vocab"]
+    kept: int
+    tau: float
+
+    @property
+    def token(self) -> Float[Tensor, "m n"]:
+        """The product of the four factors."""
+        return self.advance @ (self.embed @ (self.soften @ self.head))
+
+    @property
+    def attention_norm(self) -> float:
+        """Operator norm of the whole attention path, the identity block included."""
+        if self.kept == 0:
+            return operator_norm(self.attention)
+        if not self.attention[:, self.kept :].any():  # [[I, 0], [A, 0]]: the kept entries are all it reads
+            return math.sqrt(1.0 + operator_norm(self.attention) ** 2)
+        return operator_norm(
+            torch.cat([torch.eye(self.kept, self.attention.shape[1]).double(), self.attention])
+        )
+
+
+def paths(
+    recurrence: Recurrence,
+    state: Float[Tensor, "1 n"],
+    *,
+    scale: float = 1.0,
+    tau: float = 1.0,
+    noise: Float[Tensor, "1 vocab"] | None = None,
+    straight_through: bool = False,
+) -> Paths:
+    """Both paths of (20) at ``state``, each factor on its own; options as in a relaxed rollout."""
+    if len(state) != 1:
+        raise ValueError(f"state: expected one state [1, n], got {list(state.shape)}")
+    kept = recurrence.kept(state.shape[1])
+    with torch.no_grad():
+        logits = recurrence.logits(state) * scale
+        p = soft_token(logits, tau, noise, False)
+        fed = soft_token(logits, tau, noise, straight_through) @ recurrence.embeddings
+    return Paths(
+        attention=jacobian(lambda s: recurrence.advance(s, fed)[:, kept:], state)[0],
+        advance=jacobian(lambda e: recurrence.advance(state, e)[:, kept:], fed)[0],
+        embed=recurrence.embeddings.T,
+        soften=softmax_jacobian(p[0], temperature=tau),
+        head=scale * jacobian(recurrence.logits, state)[0],
+        soft=p[0],
+        kept=kept,
+        tau=tau,
+    )
+
+
+def relaxed_jacobian(
+    recurrence: Recurrence,
+    state: Float[Tensor, "1 n"],
+    *,
+    scale: float = 1.0,
+    tau: float = 1.0,
+    noise: Float[Tensor, "1 vocab"] | None = None,
+    straight_through: bool = False,
+) -> Float[Tensor, "m n"]:
+    """The new rows of ds_{t+1}/ds_t of the relaxed step, differentiated as a whole: the left side of (20)."""
+    kept = recurrence.kept(state.shape[1])
+
+    def step(s: Tensor) -> Tensor:
+        token = soft_token(recurrence.logits(s) * scale, tau, noise, straight_through)
+        return recurrence.advance(s, token @ recurrence.embeddings)[:, kept:]
+
+    return jacobian(step, state)[0]
+
+
+def chain(found: Paths) -> dict[str, float]:
+    """Prop. 2's bound built up from the token path's exact norm, one step a name, each at least the one before.
+
+    ``exact``: norm of the product; ``embedding seen by F``: the norm of F's Jacobian split off; ``head``: the head
+    split off; ``embeddings``: the embedding matrix split off, which leaves the softmax Jacobian alone; ``trace``: its
+    norm replaced by 1 - sum p^2; ``entropy``: by H / (2 ln 2). The last is the paper's right side with the smallest
+    constant its proof allows.
+    """
+    lipschitz, head = operator_norm(found.advance), operator_norm(found.head)
+    embed = operator_norm(found.embed)
+    middle = found.embed @ found.soften
+    norm = softmax_jacobian_norm(found.soft, temperature=found.tau).item()
+    factors = lipschitz * head * embed
+    return {
+        "exact": operator_norm(found.token),
+        "embedding seen by F": lipschitz * operator_norm(middle @ found.head),
+        "head": lipschitz * head * operator_norm(middle),
+        "embeddings": factors * norm,
+        "trace": factors * trace_bound(found.soft, temperature=found.tau).item(),
+        "entropy": factors * entropy_bound(found.soft, temperature=found.tau).item(),
+    }
+
+
+@dataclass(frozen=True)
+class TheoremOne:
+    """Both sides of (23) at every step t = 1..T of one relaxed rollout, and what they are made of.
+
+    ``error`` [T] is |lambda^_t - lambda_t| with lambda^ the costate whose token path is cut; ``sharp`` [T] the right
+    side with each token path's own norm; ``entropy_bound`` [T] the right side with C_k H_k, C_k = the product of the
+    factors' norms / (2 ln 2); ``signal`` [T] is |lambda_t|; ``entropies`` [T] in nats; ``attention_norms`` and
+    ``token_norms`` [T-1]; ``gaps`` the vectors lambda^_t - lambda_t.
+    """
+
+    error: Float[Tensor, " T"]
+    sharp: Float[Tensor, " T"]
+    entropy_bound: Float[Tensor, " T"]
+    signal: Float[Tensor, " T"]
+    entropies: Float[Tensor, " T"]
+    attention_norms: list[float]
+    token_norms: list[float]
+    gaps: list[Tensor]
+
+
+def theorem_one(
+    recurrence: Recurrence,
+    state: Float[Tensor, "1 n"],
+    reward: SoftReward,
+    *,
+    horizon: int,
+    scale: Float[Tensor, " T"] | None = None,
+    noise: Float[Tensor, "1 T vocab"] | None = None,
+    tau: float = 1.0,
+) -> TheoremOne:
+    """Evaluates (23) exactly along the relaxed rollout from ``state``.
+
+    With Gumbel noise the entropy in the bound is the soft sample's own, not the policy's: a single Gumbel sample at low
+    temperature is not controlled by the policy's entropy, only its mean is.
+    """
+    options = {"horizon": horizon, "scale": scale, "noise": noise, "tau": tau}
+    full = relaxed_costates(recurrence, state, reward, **options)
+    cut = relaxed_costates(recurrence, state, reward, cut=True, **options)
+    with torch.no_grad():
+        run = relaxed_rollout(recurrence, state, **options)
+    steps = _paths_along(recurrence, run, scale, noise, tau)
+    attention = [step.attention_norm for step in steps]
+    token = [operator_norm(step.token) for step in steps]
+    with_entropy = [chain(step)["entropy"] for step in steps]
+    gaps = [a - b for a, b in zip(cut, full, strict=True)]
+    signal = [float(x.norm()) for x in full]
+    return TheoremOne(
+        error=torch.tensor([float(x.norm()) for x in gaps]).double(),
+        sharp=right_side(attention, token, signal),
+        entropy_bound=right_side(attention, with_entropy, signal),
+        signal=torch.tensor(signal).double(),
+        entropies=run.entropy[0],
+        attention_norms=attention,
+        token_norms=token,
+        gaps=gaps,
+    )
+
+
+def right_side(attention: list[float], token: list[float], signal: list[float]) -> Float[Tensor, " T"]:
+    """sum_{k>=t} (prod_{t<=j<k} |J_j|) x token_k x |lambda_{k+1}| of (23), for t = 1..T (0 at the last)."""
+    bound = [0.0]
+    for k in reversed(range(len(token))):
+        bound.append(token[k] * signal[k + 1] + attention[k] * bound[-1])
+    return torch.tensor(bound[::-1], dtype=torch.float64)
+
+
+def operator_norm(matrix: Float[Tensor, "m n"]) -> float:
+    """Largest singular value, from the smaller of the two Gram matrices."""
+    if not matrix.numel():
+        return 0.0
+    gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
+    return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0.0).sqrt())
+
+
+def _paths_along(recurrence, run: Relaxed, scale, noise, tau) -> list[Paths]:
+    return [
+        paths(
+            recurrence,
+            state,
+            scale=1.0 if scale is None else float(scale[t]),
+            tau=tau,
+            noise=None if noise is None else noise[:, t],
+        )
+        for t, state in enumerate(run.states[:-1])
+    ]
+
+
+def _checked(probs: Tensor, temperature: float) -> Tensor:
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    if probs.ndim < 1 or probs.shape[-1] < 1:
+        raise ValueError(
+            f"probs: expected [..., vocab] with a vocabulary of at least 1, got {list(probs.shape)}"
+        )
+    p = probs.double()
+    if not torch.isfinite(p).all() or (p < 0).any():
+        raise ValueError("probs: expected finite numbers of at least 0, got others")
+    total = p.sum(-1, keepdim=True)
+    tolerance = 1e-5 if probs.dtype in (torch.float32, torch.float64) else 1e-2
+    if ((total - 1).abs() > tolerance).any():
+        worst = total.flatten()[(total - 1).abs().argmax()].item()
+        raise ValueError(f"probs: expected rows that sum to 1, got a sum of {worst:.6g}")
+    return p / total
+
+
+def _spread(first: Tensor, others: Tensor, rest: Tensor) -> Tensor:
+    """1 - sum p^2, without the cancellation where p_1 is near 1."""
+    return others * (1 + first) - rest.square().sum(-1, keepdim=True)
+
+
+def _secular(x: Tensor, first: Tensor, others: Tensor, rest: Tensor) -> Tensor:
+    """1 - sum_v p_v^2 / (p_v - x), the first two terms put together; decreasing between the two largest p."""
+    terms = torch.where(rest > 0, rest.square() / (x - rest), 0.0)
+    return (first * others - x) / (first - x) + terms.sum(-1, keepdim=True)

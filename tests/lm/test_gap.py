@@ -1,0 +1,233 @@
+"""The softmax Jacobian and its bound (Prop. 2, A5), the two paths of (20), Theorem 1."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replicate.lm import enumeration, gap, recurrence, relaxed
+from replicate.lm.tiny import tiny_model
+
+V, T = 5, 3
+EXACT = 1e-10
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def dense(p: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    return torch.linalg.eigvalsh(gap.softmax_jacobian(p, temperature=temperature))[..., -1]
+
+
+def fresh(name: str, seed: int = 0):
+    g = seeded(seed)
+    if name == "gru":
+        F = recurrence.gru(vocab=V, hidden=6, generator=g)
+        return F, F.read(torch.zeros(1, 6, dtype=torch.float64), torch.tensor([1]))
+    if name == "bigram":
+        F = recurrence.bigram(vocab=V, hidden=6, generator=g)
+        return F, F.read(torch.zeros(1, 6, dtype=torch.float64), torch.tensor([1]))
+    model = tiny_model(name, vocab=V, generator=g)
+    return recurrence.transformer(model), recurrence.prompt_state(
+        model, torch.randint(V, (1, 4), generator=g)
+    )
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 3, 7, 60])
+@pytest.mark.parametrize("sharpness", [0.0, 0.1, 1.0, 10.0, 100.0])
+def test_norm_equals_a_dense_eigen_solver(vocab, sharpness):
+    p = (sharpness * torch.randn(50, vocab, generator=seeded(vocab), dtype=torch.float64)).softmax(-1)
+    assert (gap.softmax_jacobian_norm(p, temperature=0.3) - dense(p, 0.3)).abs().max() < EXACT
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        [1.0, 0.0, 0.0],
+        [0.5, 0.5, 0.0],
+        [0.25, 0.25, 0.25, 0.25],
+        [0.4, 0.4, 0.2],
+        [0.4, 0.4 - 1e-13, 0.2, 1e-13],
+        [0.3, 0.3, 0.3, 0.1],
+        [0.7, 0.1, 0.1, 0.1],
+        [1 - 1e-9, 1e-9],
+        [1 - 1e-15, 1e-15],
+        [1 - 3e-300, 1e-300, 1e-300, 1e-300],
+    ],
+)
+def test_norm_of_awkward_distributions(p):
+    p = torch.tensor(p, dtype=torch.float64)
+    assert abs(gap.softmax_jacobian_norm(p) - dense(p)) < 1e-15
+
+
+def test_norm_keeps_relative_accuracy_near_certainty():
+    """Two tokens: the norm is 2 p (1 - p) exactly, however small 1 - p is."""
+    q = torch.logspace(-14, -1, 14, dtype=torch.float64)
+    found = gap.softmax_jacobian_norm(torch.stack([1 - q, q], -1))
+    torch.testing.assert_close(found, 2 * q * (1 - q), rtol=1e-2 * 1e-1, atol=0)
+    torch.testing.assert_close(found[4:], (2 * q * (1 - q))[4:], rtol=1e-9, atol=0)
+
+
+def test_closed_forms_at_the_vocabulary_of_olmo2():
+    n = 100352
+    uniform, coin = torch.full((n,), 1 / n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    coin[[17, 90000]] = 0.5
+    assert abs(gap.softmax_jacobian_norm(uniform) - 1 / n) < 1e-15
+    assert abs(gap.softmax_jacobian_norm(coin) - 0.5) < 1e-15
+    assert abs(gap.entropy_bound(coin) - 0.5) < 1e-14
+    batch = torch.randn(2, 3, n, generator=seeded(), dtype=torch.float64).mul(4).softmax(-1)
+    x = gap.softmax_jacobian_norm(batch)
+    assert x.shape == (2, 3)
+    v = torch.randn(2, 3, n, generator=seeded(1), dtype=torch.float64)
+    for _ in range(400):  # power iteration on diag(p) - p p^T, applied without forming it
+        v = batch * v - batch * (batch * v).sum(-1, keepdim=True)
+        norm = v.norm(dim=-1)
+        v = v / norm[..., None]
+    assert (norm <= x + 1e-12).all()
+    assert (norm / x > 0.99).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(lambda x: sum(x) > 1e-3))
+def test_a5_holds_for_any_distribution(weights):
+    p = torch.tensor(weights, dtype=torch.float64)
+    p = p / p.sum()
+    norm, trace, bound = gap.softmax_jacobian_norm(p), gap.trace_bound(p), gap.entropy_bound(p)
+    assert abs(norm - dense(p)) < EXACT
+    assert norm <= trace + 1e-14
+    assert trace <= bound + 1e-14
+    assert abs(trace - (1 - p.square().sum())) < 1e-14
+
+
+def test_a5_is_sharp_and_a_smaller_constant_fails():
+    coin = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    assert abs(gap.softmax_jacobian_norm(coin) / gap.entropy_bound(coin) - 1) < 1e-12
+    assert gap.softmax_jacobian_norm(coin) > 0.999 * gap.entropy_bound(coin)
+    H = torch.special.entr(coin).sum()
+    assert abs(gap.normalised_constant(50) * H / math.log(50) - 0.5) < 1e-12
+    assert gap.softmax_jacobian_norm(coin) > H / math.log(50)  # the normalised form with constant 1
+
+
+def test_float32_rows_keep_their_type_and_shape():
+    p = torch.randn(4, 9, generator=seeded()).softmax(-1)
+    assert gap.softmax_jacobian_norm(p).dtype == torch.float32
+    torch.testing.assert_close(gap.softmax_jacobian_norm(p).double(), dense(p.double()), rtol=1e-5, atol=1e-7)
+    assert gap.entropy_bound(p[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("probs", "temperature", "message"),
+    [
+        ([0.5, 0.6], 1.0, "probs: expected rows that sum to 1, got a sum of 1.1"),
+        ([1.5, -0.5], 1.0, "probs: expected finite numbers of at least 0"),
+        ([float("nan"), 1.0], 1.0, "probs: expected finite"),
+        ([0.5, 0.5], 0.0, "temperature: expected a positive number, got 0.0"),
+    ],
+)
+def test_what_is_no_distribution_is_refused(probs, temperature, message):
+    for function in (gap.softmax_jacobian_norm, gap.entropy_bound, gap.trace_bound):
+        with pytest.raises(ValueError, match=message):
+            function(torch.tensor(probs, dtype=torch.float64), temperature=temperature)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "llama", "gpt2", "gru", "bigram"])
+@pytest.mark.parametrize("way", ["soft", "gumbel", "straight through"])
+def test_the_two_paths_add_up(name, way):
+    F, s = fresh(name)
+    options = {"scale": 1.7}
+    if way != "soft":
+        options |= {"tau": 0.6, "noise": relaxed.gumbel(1, V, generator=seeded(3))}
+    options["straight_through"] = way == "straight through"
+    found, whole = gap.paths(F, s, **options), gap.relaxed_jacobian(F, s, **options)
+    assert (found.attention + found.token - whole).abs().max() < EXACT
+    assert (found.attention - found.token - whole).abs().max() > 1e-4
+    by_hand = torch.cat([torch.eye(found.kept, s.shape[1], dtype=torch.float64), found.attention])
+    assert abs(found.attention_norm - float(torch.linalg.svdvals(by_hand)[0])) < 1e-9
+
+
+def test_relaxed_jacobian_against_finite_differences():
+    F, s = fresh("olmo2")
+    whole = gap.relaxed_jacobian(F, s, scale=1.3)
+    u = torch.randn(s.shape, generator=seeded(4), dtype=torch.float64)
+    kept, h = F.kept(s.shape[1]), 1e-5
+
+    def step(x):
+        return F.advance(x, (1.3 * F.logits(x)).softmax(-1) @ F.embeddings)[0, kept:]
+
+    assert ((step(s + h * u) - step(s - h * u)) / (2 * h) - whole @ u[0]).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
+def test_every_link_of_the_chain_only_adds(name):
+    F, s = fresh(name)
+    found = gap.paths(F, s)
+    steps = list(gap.chain(found).values())
+    assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(steps))
+    assert abs(steps[0] - float(torch.linalg.svdvals(found.token)[0])) < 1e-9
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("name", ["olmo2", "llama", "gpt2", "gru", "bigram"])
+def test_theorem_one_for_the_cut_costate(name, noisy):
+    F, s = fresh(name, seed=7)
+    R = torch.randn(V**T, generator=seeded(8), dtype=torch.float64)
+    noise = relaxed.gumbel(1, T, V, generator=seeded(9)) if noisy else None
+    reward = relaxed.multilinear(R, vocab=V, horizon=T)
+    found = gap.theorem_one(F, s, reward, horizon=T, noise=noise, tau=0.7 if noisy else 1.0)
+    assert (found.error <= found.sharp * (1 + 1e-9) + 1e-14).all()
+    assert (found.sharp <= found.entropy_bound * (1 + 1e-9)).all()
+    assert found.error[-1] == found.sharp[-1] == 0
+    assert found.error[0] > 1e-6
+    # the last step's bound is one product, so a right side with a step left out must fall below some error
+    assert found.error[-2] > 1e-3 * found.sharp[-2]
+
+
+def test_theorem_one_with_an_entropy_of_zero_has_no_gap():
+    F, s = fresh("olmo2")
+    scale = torch.full((T,), 1e4, dtype=torch.float64)
+    R = torch.randn(V**T, generator=seeded(8), dtype=torch.float64)
+    found = gap.theorem_one(F, s, relaxed.multilinear(R, vocab=V, horizon=T), horizon=T, scale=scale)
+    assert found.error.max() < 1e-12
+
+
+def test_the_bound_does_not_hold_for_the_costate_that_grpo_sends():
+    """A case whose right side is zero although expected GRPO costate and relaxed costate differ."""
+
+    def logits(s):
+        first = s[:, 0] ** 2 - 1 + 2 * s[:, 1] ** 3
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+    def advance(s, e):
+        return torch.cat([0 * s[:, :1], e], 1)
+
+    F = recurrence.Recurrence(
+        advance, logits, torch.tensor([[1.0], [-1.0]], dtype=torch.float64), lambda n: 0
+    )
+    s = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    R = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    reward = relaxed.multilinear(R, vocab=2, horizon=2)
+    found = gap.theorem_one(F, s, reward, horizon=2)
+    lam = relaxed.relaxed_costates(F, s, reward, horizon=2)[0][0]
+    g = enumeration.value_gradient(recurrence.log_probs_of(F, enumeration.all_completions(2, 2)), s[0], R)
+    assert found.entropy_bound[0] < 1e-14
+    assert (g - lam).norm() > 0.1
+
+
+def test_right_side_by_hand():
+    bound = gap.right_side([2.0, 3.0], [0.5, 0.25], [9.0, 4.0, 8.0])
+    assert bound.tolist() == [0.5 * 4 + 2 * (0.25 * 8), 0.25 * 8, 0.0]
+
+
+def test_a_cold_gumbel_jacobian_has_mean_norm_one_minus_sum_of_squares():
+    pi = torch.tensor([0.6, 0.25, 0.1, 0.05], dtype=torch.float64)
+    g = relaxed.gumbel(40_000, 4, generator=seeded(5))
+    soft = relaxed.soft_token(pi.log() + g, 0.03, None, False)
+    norms = gap.softmax_jacobian_norm(soft, temperature=0.03)
+    se = norms.std() / 200
+    assert abs(norms.mean() - gap.trace_bound(pi)) < 4 * se
+    assert abs(norms.mean() - gap.softmax_jacobian_norm(pi)) > 4 * se  # not the norm of the mean
+    assert (norms <= gap.entropy_bound(soft, temperature=0.03) * (1 + 1e-9)).all()
