@@ -311,3 +311,12 @@ def test_signals_and_choice():
     for bad in ([], [float("nan"), 1.0]):
         with pytest.raises(ValueError, match="scores"):
             choose_checkpoint(bad)
+
+
+def test_one_costate_is_pulled_back_as_many_are(model, prompts):
+    answer = answer_pass(model, prompts[0], layer=0)
+    costates = torch.randn(3, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    together = pull_back(answer, costates)
+    alone = torch.cat([pull_back(answer, one[None]) for one in costates])
+    assert torch.allclose(together, alone, atol=1e-12)
+    assert not torch.allclose(together[0], together[1])

@@ -46,3 +46,18 @@ def test_saved_tables_come_back_in_order(tmp_path):
     text = claims.claims_map(loaded)
     assert text.count("**reproduced**") == 2
     assert text.count("**not testable here**") == 2
+
+
+def test_controls_are_shown_in_the_notebook_and_kept_out_of_the_map():
+    verdicts = table()
+    verdicts.check("holds", where="(6)", quantity="error", value=0.0, below=1.0)
+    verdicts.check("... and a flipped sign fails", where="(6)", quantity="error", value=2.0, above=1.0)
+    assert "flipped" in verdicts._repr_markdown_()
+    assert "flipped" not in claims.claims_map([verdicts])
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    verdicts = table()
+    verdicts.check("holds", where="(6)", quantity="|z|", value=0.0, below=1.0)
+    row = verdicts._repr_markdown_().splitlines()[2]
+    assert row.replace("\\|", "").count("|") == 7

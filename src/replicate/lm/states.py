@@ -67,14 +67,20 @@ def pull_back(
 ) -> Float[Tensor, "samples prompts state"]:
     """(dh_final / ds)^T applied to costates at the final state; the state's positions and features are flattened.
 
-    All samples go through one batched backward pass. At the final layer there is nothing to pull back.
+    All samples go through one batched backward pass; a single one goes unbatched, which is faster. At the final layer
+    there is nothing to pull back.
     """
     if answer.state is None:
         return costates
+    costates, alone = costates.to(answer.final.dtype), len(costates) == 1
     (grads,) = torch.autograd.grad(
-        answer.final, answer.state, costates.to(answer.final.dtype), is_grads_batched=True, retain_graph=True
+        answer.final,
+        answer.state,
+        costates[0] if alone else costates,
+        is_grads_batched=not alone,
+        retain_graph=True,
     )
-    return grads.flatten(2)
+    return (grads[None] if alone else grads).flatten(2)
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

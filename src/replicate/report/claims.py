@@ -1,5 +1,8 @@
 """Verdicts on the paper's claims, written by code from measured numbers.
 
+A row whose claim begins with ``...`` is the control of the row above it: a wrong estimator that the same check rejects.
+Controls stand in the notebook's table and stay out of the map of claims.
+
 A notebook collects one :class:`Verdict` a claim in a :class:`Verdicts` table, shows the table as its last output
 and saves it as JSON. The map of claims in notebook 00 and the table in the README are made from those files.
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_TYPESET = {
+    "S = (V - Delta) H, primary": "$S = (V - \\Delta)\\,H$, primary",
+    "V": "$V$",
+    "V H": "$V H$",
+    "J_0": "$J_0$",
+    "headroom H": "headroom $H$",
+    "|grad_theta J|^2": "$|\\nabla_\\theta J|^2$",
+}
 _BUDGET_COLOURS = (SKY, BLUE, GREEN, ORANGE, VERMILION, PURPLE)
 
 
@@ -115,10 +123,16 @@ def prediction(frame: pd.DataFrame, *, names: tuple[str, ...] = ("S", "V")) -> "
         left.fill_between(
             x, frame.gain - 2 * frame.gain_se, frame.gain + 2 * frame.gain_se, color=BLACK, alpha=0.12, lw=0
         )
-        left.plot(x, predicted, color=VERMILION, ls="--", label="predicted $a + b\\,\\times$ score")
+        left.plot(
+            x,
+            predicted,
+            color=VERMILION,
+            ls="--",
+            label=f"$a + b\\,\\times$ score, $b {_sign(frame[name], frame.gain)} 0$",
+        )
         left.axhline(0, color=BLACK, lw=0.8)
         left.set(xlabel=label, ylabel="RL gain", title=titles.get(name, name))
-        left.legend(loc="upper right")
+        left.legend(loc="upper left")
         points = right.scatter(predicted, frame.gain, c=frame.J0, cmap="viridis", vmin=0, vmax=1, s=20)
         _diagonal(right, predicted, frame.gain)
         right.set(xlabel="predicted gain", ylabel="measured gain")
@@ -148,7 +162,11 @@ def readiness(frame: pd.DataFrame) -> "Figure":
     """Figure 5: mean post-RL reward against J_0 + affine(S) (left), z(J_0) + z(S) (middle), and J_0 alone (right)."""
     figure, axes = _panels(1, 3, width=10.2, height=3.5, sharey=True)
     panels = (
-        (frame.J0 + affine_fit(frame.S, frame.gain), "$J_0 + a + b\\,S$", "figure 5 left: calibrated"),
+        (
+            frame.J0 + affine_fit(frame.S, frame.gain),
+            f"$J_0 + a + b\\,S$, fitted $b {_sign(frame.S, frame.gain)} 0$",
+            "figure 5 left: calibrated",
+        ),
         (zscore(frame.J0) + zscore(frame.S), "$z(J_0) + z(S)$", "figure 5 right: scale-free"),
         (frame.J0, "$J_0$", "not in the paper: $J_0$ alone"),
     )
@@ -177,7 +195,7 @@ def forest(table: pd.DataFrame, *, title: str) -> "Figure":
         table.partial, rows - 0.22, "D", color=VERMILION, ms=4, label="partial rank correlation given $J_0$"
     )
     ax.axvline(0, color=BLACK, lw=0.8)
-    ax.set_yticks(rows, table.predictor)
+    ax.set_yticks(rows, table.predictor.replace(_TYPESET))
     ax.set(xlim=(-1.05, 1.05), xlabel="Spearman's rank correlation with the gain", title=title)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
     return figure
@@ -217,6 +235,11 @@ def _panels(rows: int, columns: int, *, width: float, height: float, widths=None
     import matplotlib.pyplot as plt
 
     return plt.subplots(rows, columns, figsize=(width, height), width_ratios=widths, **kwargs)
+
+
+def _sign(x, y) -> str:
+    """How the slope of y on x compares with zero."""
+    return ">" if np.corrcoef(x, y)[0, 1] > 0 else "<"
 
 
 def _diagonal(ax: "Axes", x, y) -> None:
