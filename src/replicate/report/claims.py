@@ -142,6 +142,7 @@ def claims_map(tables: list[Verdicts]) -> str:
         _cells(r.where, r.claim, f"**{r.verdict}**", r.source, table.notebook)
         for table in tables
         for r in table
+        if not r.claim.startswith("...")
     )
 
 
