@@ -79,7 +79,7 @@ def arguments(description: str, default_out: str) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(default_out), help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="few short rounds: does it run, not how fast")
     parser.add_argument("--rounds", type=int, default=None, help="alternating rounds (default 9, quick 2)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 9)
@@ -103,7 +103,8 @@ def conditions(options: argparse.Namespace) -> dict[str, object]:
 
 
 def report(out: Path, title: str, columns: list[str], rows: list[list[str]], raw: dict[str, object]) -> None:
-    """Prints the table and writes it, with the numbers behind it."""
+    """Prints the table and writes it, with the numbers behind it; ``raw`` says how many threads were used."""
+    title = f"{title} ({raw['threads']} thread{'s' if raw['threads'] > 1 else ''}, {raw['rounds']} rounds)"
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part")
     part.write_text(
