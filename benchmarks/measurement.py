@@ -80,7 +80,13 @@ def main() -> None:
         f"Cost of a costate measurement over {PROMPTS} prompts, in plain forward passes",
         ["work", "ms (median)", "forward passes: median (min to max)", "bar"],
         rows,
-        {**conditions(options), "prompts": PROMPTS, "repeats": repeats, "works": numbers},
+        {
+            **conditions(options),
+            "rounds": 3 * options.rounds,
+            "prompts": PROMPTS,
+            "repeats": repeats,
+            "works": numbers,
+        },
     )
 
 
