@@ -28,7 +28,7 @@ def wanted():
         yield from extra
 
 
-@pytest.mark.parametrize("line", wanted())
+@pytest.mark.parametrize("line", list(wanted()))
 def test_every_dependency_is_pinned_within_its_range(line):
     requirement = Requirement(line)
     version = {**LOCK, **PEERS}[re.sub(r"[-_.]+", "-", requirement.name).lower()]
