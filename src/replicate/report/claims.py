@@ -41,7 +41,7 @@ class Verdict:
     shown: str = ""
 
 
-@dataclass
+@dataclass(repr=False)
 class Verdicts:
     """The verdict table of one notebook; ``source`` says what was measured (toy MDPs, which ladder, ...)."""
 
@@ -107,6 +107,10 @@ class Verdicts:
     def failed(self) -> list[Verdict]:
         """The rows whose measured number misses its criterion."""
         return [row for row in self.rows if not row.passed]
+
+    def __repr__(self) -> str:
+        """Short, and without digits: nbval compares it between machines."""
+        return f"<verdicts of {self.notebook}: {len(self.rows)} rows>"
 
     def _repr_markdown_(self) -> str:
         head = "| claim | where | quantity | criterion | met | verdict |\n|---|---|---|---|---|---|\n"
