@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import DynamicCache
 
+from replicate.lm.wiring import require_eager
+
 Logits = Float[Tensor, "lanes batch tokens vocab"]
 
 
@@ -46,9 +48,7 @@ class StackedPolicy:
     def __init__(self, model: nn.Module, lanes: int) -> None:
         if lanes < 1:
             raise ValueError(f"lanes: expected at least 1, got {lanes}")
-        attention = getattr(model.config, "_attn_implementation", None)
-        if attention != "eager":
-            raise ValueError(f"model: stacked lanes need attn_implementation='eager', got {attention!r}")
+        require_eager(model, "a stack of lanes")
         _train_padding_row(model)
         self.model, self.lanes = model, lanes
         named = dict(model.named_parameters())
