@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replicate.lm.jacobians import positionwise, rows
-from replicate.lm.modes import attention_operands, held_attention
+from replicate.lm.modes import attention_operands, held_attention, precision_of
 from replicate.lm.states import blocks, frozen
-from replicate.lm.wiring import first_of, hidden_states, precision_of, require_eager
+from replicate.lm.wiring import first_of, hidden_states, require_eager
 
 PARTS = ("full", "value", "score")
 

@@ -16,12 +16,15 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from replicate.lm import olmo2
 from replicate.lm.jacobians import rows
+from replicate.lm.modes import precision_of
 from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
 from replicate.lm.states import frozen
 from replicate.lm.task import log_policy
-from replicate.lm.wiring import hidden_states, precision_of, require_eager
+from replicate.lm.wiring import hidden_states, require_eager
 
 
 def layer_costates(
@@ -33,22 +36,41 @@ def layer_costates(
     vocab: int,
     layers: Sequence[int] | None = None,
     mask: Bool[Tensor, "batch T"] | None = None,
+    by_hand: bool | None = None,
 ) -> Float[Tensor, "layers batch positions hidden"]:
     """Def. 2, lambda^ = - dL/dh_t^l, at every position that is read and for each of ``layers`` (default: all).
 
     Positions are those of the prompt and of o_1..o_{T-1}; log pi(o_t) is read at position length + t - 2, counted
     from 0. ``advantages`` are [batch] or [batch, T]. ``mask`` is true on a completion's tokens; behind them may be
     padding, which counts nothing. One forward pass and one backward pass through activations, in the model's own
-    precision; any attention kernel will do.
-    Raises ``ValueError`` for a layer out of range, padding inside a completion and shapes that do not fit.
+    precision; any attention kernel will do. ``by_hand`` chooses the passes that are written out for OLMo-2
+    (:mod:`replicate.lm.olmo2`) over autograd's; by default wherever there are any.
+    Raises ``ValueError`` for a layer out of range, padding inside a completion, shapes that do not fit, and a model
+    whose passes are not written out where they are asked for.
     """
     weights = token_weights(completions, advantages, mask)
     chosen = layer_numbers(model, layers)
+    if olmo2.chosen(model, by_hand):
+        return _layer_costates_by_hand(model, prompts, completions, weights, vocab, chosen)
     with frozen(model), torch.enable_grad(), precision_of(model):
         hidden, logp = _read(model, prompts, completions, vocab)
         loss = -(weights * logp).sum()  # (13)
         grads = torch.autograd.grad(loss, [hidden[layer] for layer in chosen])
     return -torch.stack(grads)  # (14)
+
+
+def _layer_costates_by_hand(model, prompts, completions, weights, vocab, layers) -> Tensor:
+    tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
+    read = completions.shape[1]
+    tape = olmo2.forward(model, tokens, start=min(*layers, model.config.num_hidden_layers), read=read)
+    final = tape.final.detach().requires_grad_()
+    with frozen(model), torch.enable_grad():
+        logp = log_policy(model.lm_head(final), vocab=vocab).gather(2, completions[..., None]).squeeze(2)
+        (at_final,) = torch.autograd.grad((weights * logp).sum(), final)  # (14) at the final state
+    found = {model.config.num_hidden_layers + 1: at_final}
+    found |= {layer: back[0] for layer, back in olmo2.pull_back(tape, at_final[None])}
+    # The top two states are read at the last positions only: elsewhere their costates are zero (A3).
+    return torch.stack([F.pad(x, (0, 0, tokens.shape[1] - x.shape[1], 0)) for x in map(found.get, layers)])
 
 
 def credit_matrix(

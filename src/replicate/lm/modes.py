@@ -13,8 +13,10 @@ rotation and after key heads are repeated for their queries.
 They act on the calls themselves, so they work for every architecture that is written in plain torch functions.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _CASTS = (Tensor.to, Tensor.float, Tensor.type)
@@ -54,6 +56,11 @@ class attention_operands(TorchFunctionMode):
         if func in _PRODUCTS and len(args) == 2 and args[0].ndim == args[1].ndim == 4:
             self.products.append((args[0], args[1]))
         return func(*args, **(kwargs or {}))
+
+
+def precision_of(model: nn.Module) -> AbstractContextManager:
+    """:class:`full_precision` around a float64 model, nothing (and no cost) around another."""
+    return full_precision() if next(model.parameters()).dtype == torch.float64 else nullcontext()
 
 
 def _asks_float32(func, args, kwargs) -> bool:

@@ -5,7 +5,8 @@ the number of blocks (or -1) the *final state*, the normed one that the output h
 is the layer's column over all prompt positions, since everything above reads it; at the final one it is the answer
 position alone.
 
-Parameters stay out of the graph: gradients run through activations only, and only above the chosen layer.
+Parameters stay out of the graph: gradients run through activations only, and only above the chosen layer. For OLMo-2
+both passes are written out in :mod:`replicate.lm.olmo2`, which takes less time; other models go through autograd.
 """
 
 from collections.abc import Iterator
@@ -16,24 +17,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from replicate.lm import olmo2
+
 
 @dataclass(frozen=True)
 class AnswerPass:
     """What one pass gives. ``final`` [prompts, hidden] is the head's input at the answer position, ``logits``
-    [prompts, rows] its output, ``state`` [prompts, length, hidden] the leaf at the chosen layer (None at the final
-    layer), ``head`` [rows, hidden] the output head's weight."""
+    [prompts, rows] its output, ``state`` [prompts, length, hidden] the state at the chosen layer (None at the final
+    layer), ``head`` [rows, hidden] the output head's weight; ``tape`` what the written-out backward pass needs (None
+    where autograd's graph serves)."""
 
     final: Float[Tensor, "prompts hidden"]
     logits: Float[Tensor, "prompts rows"]
     state: Float[Tensor, "prompts length hidden"] | None
     head: Float[Tensor, "rows hidden"]
+    tape: olmo2.Tape | None = None
 
 
-def answer_pass(model: nn.Module, tokens: Int[Tensor, "prompts length"], *, layer: int) -> AnswerPass:
+def answer_pass(
+    model: nn.Module, tokens: Int[Tensor, "prompts length"], *, layer: int, by_hand: bool | None = None
+) -> AnswerPass:
     """Runs ``model`` once on ``tokens``; see :class:`AnswerPass`.
 
-    Raises ``ValueError`` for a layer out of range and for a model whose logits are not its head applied to the final
-    state (a soft cap, say): its costates would come out silently wrong.
+    ``by_hand`` chooses the passes that are written out over those of autograd; by default wherever there are any.
+    Raises ``ValueError`` for a layer out of range, for a model whose passes are not written out where they are asked
+    for, and for one whose logits are not its head applied to the final state (a soft cap, say): its costates would come
+    out silently wrong.
     """
     depth = model.config.num_hidden_layers
     if not -depth - 1 <= layer <= depth:
@@ -41,6 +50,8 @@ def answer_pass(model: nn.Module, tokens: Int[Tensor, "prompts length"], *, laye
             f"layer: expected {-depth - 1} to {depth} (this model has {depth} blocks), got {layer}"
         )
     layer %= depth + 1
+    if olmo2.chosen(model, by_hand):
+        return _by_hand(model, tokens, layer)
     head = model.get_output_embeddings()
     seen: dict[str, Tensor] = {}
     hooks = [head.register_forward_pre_hook(lambda _, inputs: seen.update(final=inputs[0]))]
@@ -67,11 +78,14 @@ def pull_back(
 ) -> Float[Tensor, "samples prompts state"]:
     """(dh_final / ds)^T applied to costates at the final state; the state's positions and features are flattened.
 
-    All samples go through one batched backward pass; a single one goes unbatched, which is faster. At the final layer
-    there is nothing to pull back.
+    All samples go through one batched backward pass (with autograd a single one goes unbatched, which is faster). At
+    the final layer there is nothing to pull back.
     """
     if answer.state is None:
         return costates
+    if answer.tape is not None:
+        *_, (_, grads) = olmo2.pull_back(answer.tape, costates[:, :, None].to(answer.final.dtype))
+        return grads.flatten(2)
     costates, alone = costates.to(answer.final.dtype), len(costates) == 1
     (grads,) = torch.autograd.grad(
         answer.final,
@@ -81,6 +95,15 @@ def pull_back(
         retain_graph=True,
     )
     return (grads[None] if alone else grads).flatten(2)
+
+
+def _by_hand(model: nn.Module, tokens: Int[Tensor, "prompts length"], layer: int) -> AnswerPass:
+    tape = olmo2.forward(model, tokens, start=layer)
+    final, top = tape.final[:, -1], layer == model.config.num_hidden_layers
+    with torch.no_grad():
+        logits = model.lm_head(final)
+    weight = model.lm_head.weight.detach()
+    return AnswerPass(final, logits, None if top else tape.state, weight, None if top else tape)
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

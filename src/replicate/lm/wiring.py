@@ -1,12 +1,8 @@
 """What the modules of section 4 need to know of a model of ``transformers``, whatever its architecture."""
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from replicate.lm.modes import full_precision
 from replicate.lm.states import blocks
 
 
@@ -18,11 +14,6 @@ def require_eager(model: nn.Module, why: str) -> None:
     attention = getattr(model.config, "_attn_implementation", None)
     if attention != "eager":
         raise ValueError(f"model: {why} needs attn_implementation='eager', got {attention!r}")
-
-
-def precision_of(model: nn.Module) -> AbstractContextManager:
-    """:func:`~replicate.lm.modes.full_precision` around a float64 model, nothing (and no cost) around another."""
-    return full_precision() if next(model.parameters()).dtype == torch.float64 else nullcontext()
 
 
 def hidden_states(model: nn.Module, tokens: Int[Tensor, "batch length"]) -> tuple[list[Tensor], Tensor]:
