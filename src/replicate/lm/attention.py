@@ -14,7 +14,7 @@ Queries, keys and values depend on their own position alone, and so does everyth
 positions together: exact, for any architecture, and at a fraction of the cost of differentiating every output.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -137,25 +137,51 @@ def layer_jacobians(block: Anatomy, *, part: str = "full") -> Float[Tensor, "len
 
 
 def model_jacobians(
-    model: nn.Module, tokens: Int[Tensor, " length"]
+    model: nn.Module, tokens: Int[Tensor, " length"], *, chunk: int = 4
 ) -> Float[Tensor, "length length hidden hidden"]:
-    """dh_t^L/dh_j^0 through all blocks, indexed [t, j, out, in]: the blocks' Jacobians multiplied, causality used."""
-    total = None
-    for block in anatomy(model, tokens):
-        # What block input h_i, and attention input x_i below it, make of h_j^0; before the first block, the identity.
-        sublayer = layer_jacobians(block).permute(0, 2, 1, 3)
-        if total is None:
-            mixed = torch.einsum("toji,jik->tojk", sublayer, block.below)
-            total = (block.after @ mixed.flatten(2)).unflatten(2, mixed.shape[2:])
-            at = torch.arange(len(tokens))
-            total[at, :, at] += block.skip
-        else:
-            below = (block.below @ total.flatten(2)).unflatten(2, total.shape[2:])
-            mixed = _causal_product(sublayer, below)
-            total = (block.skip @ total.flatten(2) + block.after @ mixed.flatten(2)).unflatten(
-                2, total.shape[2:]
-            )
-    return total.permute(0, 2, 1, 3)
+    """dh_t^L/dh_j^0 through all blocks, indexed [t, j, out, in]; zero for j > t.
+
+    The tangents of ``chunk`` positions j at a time are carried through the blocks in closed form, at the positions
+    t >= j that can feel them.
+    """
+    carriers = [_carrier(block) for block in anatomy(model, tokens)]
+    length, hidden = len(tokens), model.config.hidden_size
+    total = torch.zeros(length, length, hidden, hidden, dtype=torch.float64)
+    for first in range(0, length, chunk):
+        size = min(chunk, length - first)
+        tangents = torch.zeros(length - first, hidden, size, hidden, dtype=total.dtype)
+        at = torch.arange(size)
+        tangents[at, :, at] = torch.eye(hidden, dtype=total.dtype)
+        tangents = tangents.flatten(2)
+        for carry in carriers:
+            tangents = carry(tangents, first)
+        total[first:, first : first + size] = tangents.unflatten(2, (size, hidden)).transpose(1, 2)
+    return total
+
+
+def _carrier(block: Anatomy) -> Callable[[Tensor, int], Tensor]:
+    """What a block makes of tangents dh_t [positions, hidden, N], t from ``first`` on: those of its outputs."""
+    heads, _, size = block.v.shape
+    mean = block.alpha @ block.v
+    turn = _query_term(block, block.v[:, None] - mean[:, :, None])
+    # What a position does with its own tangent, for keys, values, its query and past attention, in one product.
+    own = torch.stack([block.dk, block.dv, turn]).permute(2, 0, 1, 3, 4).flatten(1, 3)
+    own = torch.cat([own @ block.below, block.skip], dim=1)  # [length, 3 heads head_dim + hidden, hidden]
+    project = block.after @ block.project  # from the heads' outputs to the block's
+
+    def carry(tangents: Tensor, first: int) -> Tensor:
+        since = slice(first, None)
+        alpha, q, v = block.alpha[:, since, since], block.q[:, since], block.v[:, since]
+        mine, skip = (own[since] @ tangents).split([3 * heads * size, block.skip.shape[1]], dim=1)
+        keys, values, out = mine.unflatten(1, (3, heads, size)).permute(1, 2, 0, 3, 4)
+        out = out + torch.einsum("htj,hjcn->htcn", alpha, values)
+        # score term: sum_j alpha_tj (v_j - o_t) q_t^T dk_j / sqrt(d_head)
+        pull = torch.einsum("htc,hjcn->htjn", q, keys).mul_((block.scaling * alpha)[..., None])
+        out += torch.einsum("htjn,hjc->htcn", pull, v)
+        out -= mean[:, since, :, None] * pull.sum(2)[:, :, None]
+        return torch.baddbmm(skip, project[since], out.transpose(0, 1).flatten(1, 2))
+
+    return carry
 
 
 def _score_factors(block: Anatomy) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,29 +190,13 @@ def _score_factors(block: Anatomy) -> tuple[Tensor, Tensor, Tensor]:
     hidden]."""
     away = block.v[:, None] - (block.alpha @ block.v)[:, :, None]
     slope = torch.einsum("htc,hjci->htji", block.q, block.dk) * (block.scaling * block.alpha)[..., None]
+    return away, slope, _query_term(block, away)
+
+
+def _query_term(block: Anatomy, away: Tensor) -> Float[Tensor, "heads length head_dim hidden"]:
+    """sum_i alpha_ti (v_i - o_t) (k_i^T dq_t/dx_t) / sqrt(d_head); ``away`` [heads, t, i, head_dim] is v_i - o_t."""
     covariance = torch.einsum("htj,htjo,hjc->htoc", block.alpha, away, block.k)
-    return away, slope, block.scaling * covariance @ block.dq
-
-
-def _causal_product(
-    left: Float[Tensor, "length out length mid"],
-    right: Float[Tensor, "length mid length in"],
-    *,
-    chunk: int = 4,
-) -> Float[Tensor, "length out length in"]:
-    """sum_{j <= i <= t} left[t, :, i] right[i, :, j] for blocks that vanish above the diagonal."""
-    length = left.shape[0]
-    out = torch.zeros(*left.shape[:2], *right.shape[2:], dtype=left.dtype)
-    for t in range(0, length, chunk):
-        for j in range(0, t + 1, chunk):
-            rows_, columns = slice(t, t + chunk), slice(j, j + chunk)
-            middle = slice(j, t + chunk)
-            a = left[rows_, :, middle].flatten(2).flatten(0, 1)
-            b = right[middle, :, columns].flatten(2).flatten(0, 1)
-            out[rows_, :, columns] = (
-                (a @ b).unflatten(1, (-1, right.shape[3])).unflatten(0, (-1, left.shape[1]))
-            )
-    return out
+    return block.scaling * covariance @ block.dq
 
 
 def layer_jacobians_by_autograd(
