@@ -56,3 +56,4 @@ notebooks: $(READY)
 bench: $(READY)-peers
 	$(BIN)/python benchmarks/grpo_vs_trl.py --out results/benchmarks/grpo_vs_trl.json
 	$(BIN)/python benchmarks/measurement.py --out results/benchmarks/measurement.json
+	$(BIN)/python benchmarks/jacobians.py --out results/benchmarks/jacobians.json

@@ -1,42 +1,42 @@
-"""Cross-position Jacobians of attention: closed form from position-wise Jacobians against a loop over outputs.
+"""Cross-position Jacobians of attention: the closed form against a loop over outputs, both exact and in float64.
 
-Both sides compute da_t/dx_j of every attention sublayer for all pairs of 32 positions, exactly and in float64, on one
-thread. The naive side runs one forward pass a layer and then one backward pass per output coordinate and position. The
-two take turns in one run, and the ratio quoted is that of their medians::
+- *every attention sublayer*: da_t/dx_j of all sublayers for all pairs of positions. The loop runs one forward pass a
+  layer and then one backward pass per output coordinate and position; the closed form needs position-wise Jacobians
+  alone (``attention.layer_jacobians``).
+- *whole model*: dh_t/dh_j from the embeddings to the last block. The loop does the same through all blocks; the closed
+  form carries tangents from block to block (``attention.model_jacobians``).
 
-    OMP_NUM_THREADS=1 python benchmarks/jacobians.py
-
-The second table does the same for the whole model, where multiplying the layers' Jacobians costs as much again, and
-the third gives the cost of measuring empirical costates in forward passes.
+Bar: at least 10 times as fast as the loop at 32 positions. Both sides are compared before they are timed.
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+import os
+
+# Threads that spin while they wait starve each other on cores that others use as well.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from functools import partial
 
 import torch
+from common import alternate, arguments, conditions, ratios, report, seconds, spread
 
 from replicate.lm import attention
-from replicate.lm.costate import layer_costates
 from replicate.lm.modes import full_precision
 from replicate.lm.states import frozen
 from replicate.lm.tiny import tiny_model
 from replicate.lm.wiring import first_of, hidden_states
 
+LENGTH = 32
 SHAPES = {
-    "fresh tiny OLMo-2 (2 layers, hidden 16)": {"layers": 2, "hidden": 16, "heads": 2},
-    "the ladder's OLMo-2 (3 layers, hidden 64)": {"layers": 3, "hidden": 64, "heads": 4},
+    "tiny model (2 layers, hidden 16, 2 heads)": {"layers": 2, "hidden": 16, "heads": 2},
+    "ladder's shape (3 layers, hidden 64, 4 heads)": {"layers": 3, "hidden": 64, "heads": 4},
 }
 
 
 def naive_layers(model, tokens) -> list[torch.Tensor]:
     """[t, out, j, in] of every sublayer, one backward pass per row."""
     found = []
-    for layer, (x, others, named) in enumerate(
-        attention._block_calls(model, tokens, module=attention._attention)
-    ):
+    calls = attention._block_calls(model, tokens, module=attention._attention)
+    for layer, (x, others, named) in enumerate(calls):
         with frozen(model), full_precision():
             leaf = x.clone().requires_grad_()
             out = first_of(attention._attention(model, layer)(leaf, *others, **named))
@@ -63,79 +63,50 @@ def _loop(out: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
 
 def fast_layers(model, tokens) -> list[torch.Tensor]:
     """The same in closed form."""
-    return [
-        attention.layer_jacobians(block).permute(0, 2, 1, 3) for block in attention.anatomy(model, tokens)
-    ]
+    blocks = attention.anatomy(model, tokens)
+    return [attention.layer_jacobians(block).permute(0, 2, 1, 3) for block in blocks]
 
 
 def fast_model(model, tokens) -> list[torch.Tensor]:
-    """The same by multiplying blocks."""
+    """The same by carrying tangents through the blocks."""
     return [attention.model_jacobians(model, tokens).permute(0, 2, 1, 3)]
 
 
-def alternate(one: Callable, two: Callable, repeats: int) -> tuple[list[float], list[float]]:
-    """Wall times of both, taken in turns after one warm-up each."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for function, mine in zip((one, two), times, strict=True):
-            start = time.perf_counter()
-            function()
-            if repeat:
-                mine.append(time.perf_counter() - start)
-    return times
-
-
-def report(name: str, slow: Callable, fast: Callable, repeats: int) -> float:
-    """Checks that both agree, times them and prints a line; returns the ratio of medians."""
-    worst = max((a - b).abs().max().item() for a, b in zip(slow(), fast(), strict=True))
-    if worst > 1e-10:
-        raise SystemExit(f"{name}: the two sides differ by {worst:.1e}")
-    left, right = alternate(slow, fast, repeats)
-    ratio = statistics.median(left) / statistics.median(right)
-    print(f"{name:<45} {statistics.median(left):9.3f} s {statistics.median(right):9.4f} s {ratio:7.1f}x")
-    return ratio
-
-
-def measurement(repeats: int) -> float:
-    """Wall time of all layers' costates over that of a forward pass, medians in turns, ladder's shape, float32."""
-    model = tiny_model(
-        "olmo2", layers=3, hidden=64, heads=4, vocab=288, generator=torch.Generator().manual_seed(0)
-    )
-    model = model.float()
-    model.set_attn_implementation("sdpa")
-    prompts = torch.randint(269, (256, 20), generator=torch.Generator().manual_seed(1))
-    answers, advantages = prompts[:, :1], torch.ones(256)
-
-    def forward():
-        with torch.no_grad():
-            model(input_ids=prompts, use_cache=False)
-
-    def both():
-        layer_costates(model, prompts, answers, advantages, vocab=269)
-
-    left, right = alternate(forward, both, repeats)
-    return statistics.median(right) / statistics.median(left)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--length", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{args.length} positions, float64, one thread, median of {args.repeats} in turns\n")
-    print(f"{'':<45} {'loop':>11} {'vectorised':>11}   ratio")
-    generator = torch.Generator().manual_seed(0)
-    for title, slow, fast in (
-        ("every attention sublayer", naive_layers, fast_layers),
-        ("through the whole model", naive_model, fast_model),
-    ):
-        print(title)
-        for name, shape in SHAPES.items():
-            model = tiny_model("olmo2", vocab=20, generator=generator, **shape)
-            tokens = torch.randint(20, (args.length,), generator=generator)
-            report("  " + name, partial(slow, model, tokens), partial(fast, model, tokens), args.repeats)
-    print(f"\ncostates of all layers and positions: {measurement(4 * args.repeats):.2f} forward passes")
+    """Compares and times both ways at every shape, prints the table, writes the file."""
+    options = arguments(__doc__.splitlines()[0], "results/benchmarks/jacobians.json")
+    rows, numbers = [], {}
+    for name, shape in SHAPES.items():
+        generator = torch.Generator().manual_seed(options.seed)
+        model = tiny_model("olmo2", vocab=20, generator=generator, **shape)
+        tokens = torch.randint(20, (LENGTH,), generator=generator)
+        for what, slow, fast in (
+            ("every attention sublayer", naive_layers, fast_layers),
+            ("whole model", naive_model, fast_model),
+        ):
+            both = {"loop": partial(slow, model, tokens), "closed form": partial(fast, model, tokens)}
+            pairs = zip(both["loop"](), both["closed form"](), strict=True)
+            worst = max((a - b).abs().max().item() for a, b in pairs)
+            if worst > 1e-10:
+                raise SystemExit(f"{name}, {what}: the two sides differ by {worst:.1e}")
+            found = alternate(
+                {way: lambda work=work: seconds(work) for way, work in both.items()}, options.rounds
+            )
+            ratio = spread(ratios(found["loop"], found["closed form"]))
+            times = [f"{1000 * spread(found[way])['median']:.0f}" for way in both]
+            quoted = "{median:.1f} ({min:.1f} to {max:.1f})".format(**ratio)
+            rows.append([f"{what}, {name}", *times, quoted, "10"])
+            numbers[f"{what}, {name}"] = {"seconds": found, "ratio": ratio, "difference": worst}
+    columns = [
+        "work",
+        "loop, ms (median)",
+        "closed form, ms (median)",
+        "times as fast: median (min to max)",
+        "bar",
+    ]
+    raw = {**conditions(options), "model": SHAPES, "positions": LENGTH, "dtype": "float64", "works": numbers}
+    title = f"Cross-position Jacobians at {LENGTH} positions, float64, against a loop over outputs"
+    report(options.out, title, columns, rows, raw)
 
 
 if __name__ == "__main__":
