@@ -74,6 +74,15 @@ def test_float64_models_are_not_rounded_to_float32_inside(family):
     torch.testing.assert_close(slope, (8 * near - far) / (12 * h), rtol=1e-7, atol=1e-8)
 
 
+def test_products_that_would_have_met_in_float32_are_taken_in_float64():
+    """Rotary angles are such a product in some versions of transformers."""
+    wide, narrow = torch.full((2, 2), 1 / 3, dtype=torch.float64), torch.eye(2)
+    with full_precision():
+        assert torch.equal(wide.float() @ narrow, wide)
+        assert torch.equal(torch.matmul(narrow, wide), wide)
+        assert (narrow @ narrow).dtype == torch.float32
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_steps_give_the_same_log_probabilities_as_one_pass(family):
     model, prompt, tokens, _ = case(family)

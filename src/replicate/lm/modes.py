@@ -25,10 +25,15 @@ _SOFTMAX = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
 
 
 class full_precision(TorchFunctionMode):
-    """Inside, a float64 tensor is not cast to float32, neither outright nor by a softmax; others are left alone."""
+    """Inside, a float64 tensor is not cast to float32, neither outright nor by a softmax; others are left alone.
+
+    A product whose operands would have met in float32 is taken in float64.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in _PRODUCTS and {a.dtype for a in args} == {torch.float32, torch.float64}:
+            args = tuple(a.to(torch.float64) for a in args)
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
             if func in _CASTS and _asks_float32(func, args, kwargs):
                 return args[0]
