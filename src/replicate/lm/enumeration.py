@@ -36,6 +36,26 @@ def returns_to_go(rewards: Float[Tensor, "N T"], *, gamma: float = 1.0) -> Float
     return ((rewards * powers).flip(1).cumsum(1).flip(1)) / powers
 
 
+def token_rewards(
+    completions: Int[Tensor, "N T"], *, vocab: int, generator: torch.Generator
+) -> Float[Tensor, "N T"]:
+    """r_t(o_<=t): a standard normal drawn once for every prefix, so that a reward never looks ahead of its token.
+
+    Raises ``ValueError`` for token ids outside 0 to ``vocab`` - 1 and for more prefixes than can be enumerated.
+    """
+    if completions.min() < 0 or completions.max() >= vocab:
+        low, high = completions.min().item(), completions.max().item()
+        raise ValueError(f"completions: expected token ids in 0 to {vocab - 1}, got {low} to {high}")
+    horizon = completions.shape[1]
+    _refuse_many("vocab, horizon", vocab, horizon)
+    prefix, columns = torch.zeros_like(completions[:, 0]), []
+    for t in range(horizon):
+        prefix = prefix * vocab + completions[:, t]  # the prefix o_1..o_t as a number in base vocab
+        table = torch.randn(vocab ** (t + 1), generator=generator, dtype=torch.float64)
+        columns.append(table[prefix])
+    return torch.stack(columns, dim=1)
+
+
 def value(
     log_probs: LogProbs, state: Float[Tensor, "*state"], returns: Float[Tensor, " N"]
 ) -> Float[Tensor, ""]:
@@ -70,6 +90,18 @@ def probabilities(
     """P(o | s) of each of the ``completions``."""
     with torch.no_grad():
         return log_probs(state.expand(completions, *state.shape)).sum(1).exp()
+
+
+def expected_costate(
+    log_probs: LogProbs, state: Float[Tensor, "*state"], weights: Float[Tensor, "N T"]
+) -> Float[Tensor, "*state"]:
+    """E[sum_t w_t dlog pi(o_t | s, o_<t)/ds] over all N completions, the right side of A4 for w_t = gamma^{t-1} G_t.
+
+    No probability is differentiated here: this is what averaging empirical costates converges to.
+    """
+    return torch.tensordot(
+        probabilities(log_probs, state, len(weights)), scores(log_probs, state, weights), 1
+    )
 
 
 def expected_advantages(
@@ -133,6 +165,40 @@ def leave_one_out_mse(
     second_moment = (probs[:, None] * probs[None] * spread.square() * distance).sum() / 4
     zeta_2 = second_moment - target.square().sum()
     return float(2 * (2 * (group - 2) * zeta_1 + zeta_2) / (group * (group - 1)))
+
+
+def mean_square_error(
+    estimates: Float[Tensor, "N state"],
+    probs: Float[Tensor, " N"],
+    target: Float[Tensor, " state"],
+    *,
+    samples: int,
+) -> tuple[float, float]:
+    """Mean and variance of |e|^2, e the error of the average of n = ``samples`` independent completions' estimates.
+
+    With the bias b, the centred estimate X and its covariance C,
+
+        E |e|^2   = |b|^2 + tr C / n
+        Var |e|^2 = 4 b'Cb / n + 4 E[(b'X) |X|^2] / n^2 + (E|X|^4 - (tr C)^2) / n^3 + 2 (n - 1) tr C^2 / n^3
+
+    exactly, for every n. Raises ``ValueError`` for n < 1.
+    """
+    n = samples
+    if n < 1:
+        raise ValueError(f"samples: expected at least 1, got {n}")
+    mean = probs @ estimates
+    bias, centred = mean - target, estimates - mean
+    square, along = centred.square().sum(1), centred @ bias
+    trace = probs @ square
+    # tr C^2 = E (X'Y)^2 over independent X and Y
+    trace_2 = probs @ (centred @ centred.T).square() @ probs
+    variance = (
+        4 * (probs @ along.square()) / n
+        + 4 * (probs @ (along * square)) / n**2
+        + (probs @ square.square() - trace**2) / n**3
+        + 2 * (n - 1) * trace_2 / n**3
+    )
+    return float(bias.square().sum() + trace / n), float(variance)
 
 
 def monte_carlo_errors(
