@@ -1,0 +1,213 @@
+"""Prop. 3 measured: ranks and gaps, the proof's terms, effective ranks, sizes of terms, averages over prompts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from replicate.lm import attention, pathways
+from replicate.lm.tiny import tiny_model
+
+EXACT = 1e-10
+
+
+def fresh(family: str = "olmo2", *, seed: int = 0, length: int = 6, epsilon: float | None = 1.0, **shape):
+    g = torch.Generator().manual_seed(seed)
+    model = tiny_model(family, vocab=20, generator=g, **shape)
+    if epsilon is not None and family != "gpt2":
+        pathways.with_norm_epsilon(model, epsilon)
+    return model, torch.randperm(20, generator=g)[:length]
+
+
+@pytest.mark.parametrize("family", ["olmo2", "llama", "gpt2"])
+def test_closed_form_against_autograd_names_layers_and_sees_a_missing_term(family):
+    table = pathways.against_autograd(*fresh(family, layers=2))
+    assert table["layer"].tolist() == [1, 1, 1, 2, 2, 2, 0]
+    assert table["error"].max() < EXACT
+    assert table.loc[table["part"] == "full", "planted"].min() > 1e-3
+    assert table["planted"].notna().sum() == 2
+
+
+def test_ranks_of_a_narrow_model_meet_both_bounds_with_a_clean_gap():
+    row = pathways.ranks(*fresh(layers=2, hidden=16, heads=1, head_dim=4))
+    assert (row["rank"], row["least rank"], row["bound"]) == (4, 4, 4)
+    assert (row["total"], row["least total"], row["total bound"]) == (8, 8, 8)
+    assert row["total at t"] == 16  # the skip connection joins in
+    assert max(row["gap"], row["total gap"]) < 1e-12
+
+
+def test_ranks_of_a_full_width_model_are_full_and_have_no_gap():
+    row = pathways.ranks(*fresh(layers=1, hidden=8, heads=2))
+    assert (row["rank"], row["bound"], row["total"], row["total bound"]) == (8, 8, 8, 8)
+    assert np.isnan(row["gap"])
+    assert np.isnan(row["total gap"])
+
+
+def test_a_tolerance_above_the_values_lowers_the_rank():
+    model, tokens = fresh(layers=2, hidden=16, heads=1, head_dim=4)
+    assert pathways.ranks(model, tokens, rtol=0.9)["total"] < 8
+
+
+@pytest.mark.parametrize(("layers", "heads", "head_dim"), [(1, 1, 4), (2, 2, 2), (3, 1, 2)])
+def test_a_norm_after_the_sublayer_takes_one_direction_a_layer(layers, heads, head_dim):
+    model, tokens = fresh(layers=layers, heads=heads, head_dim=head_dim, epsilon=0.0)
+    count = layers * (heads * head_dim - 1)
+    through = attention.earlier(attention.model_jacobians(model, tokens))
+    assert pathways.spectral_gap(through, count) < 1e-11
+    pathways.with_norm_epsilon(model, 1.0)
+    through = attention.earlier(attention.model_jacobians(model, tokens))
+    assert pathways.spectral_gap(through, count) > 1e-3
+
+
+def test_spectral_gap_is_the_worst_ratio_of_the_batch():
+    batch = torch.stack([torch.diag(torch.tensor(x)) for x in ([4.0, 2.0, 1.0], [9.0, 3.0, 1e-3])]).double()
+    assert abs(pathways.spectral_gap(batch, 2) - 0.5) < EXACT
+    assert abs(pathways.spectral_gap(batch, 1) - 0.5) < EXACT
+    assert np.isnan(pathways.spectral_gap(batch, 3))
+    with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
+        pathways.spectral_gap(batch, 0)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "llama"])
+def test_layer_terms_add_up_and_each_has_the_rank_of_one_layer(family):
+    model, tokens = fresh(family, layers=3, hidden=16, heads=1, head_dim=2)
+    terms = pathways.layer_terms(model, tokens)
+    whole = attention.model_jacobians_by_autograd(model, tokens)
+    assert terms.shape == (3, 6, 6, 16, 16)
+    assert (attention.earlier(terms.sum(0)) - attention.earlier(whole)).abs().max() < EXACT
+    for term in terms:
+        assert attention.numerical_rank(attention.earlier(term)).max() == 2
+    at = torch.arange(6)
+    skip = (whole - terms.sum(0))[at, at]  # what is left for j = t: the way along the skip connections
+    assert attention.numerical_rank(skip).min() == 16
+
+
+def test_layer_terms_are_those_of_the_proof():
+    """Term l is dh_t^L/da_t^l times da_t^l/dh_j^0: for the last layer, after x (rows of the last sublayer)."""
+    model, tokens = fresh(layers=2)
+    first, last = attention.anatomy(model, tokens)
+    below = attention.layer_jacobians(first) @ first.below
+    input_ = first.after[:, None] @ below
+    at = torch.arange(6)
+    input_[at, at] += first.skip
+    handed = torch.einsum("tiab,ijbc->tjac", attention.layer_jacobians(last) @ last.below, input_)
+    expected = last.after[:, None] @ handed
+    torch.testing.assert_close(pathways.layer_terms(model, tokens)[1], expected)
+
+
+def test_path_terms_add_up_and_are_counted_by_a_binomial():
+    model, tokens = fresh(layers=3, hidden=16, heads=1, head_dim=2)
+    paths = pathways.path_terms(model, tokens, t=5, j=1)
+    assert len(paths) == 15  # (4 + 2 choose 2)
+    whole = attention.model_jacobians_by_autograd(model, tokens)
+    assert (paths.sum(0) - whole[5, 1]).abs().max() < EXACT
+    assert attention.numerical_rank(paths).sum() > 3 * 2
+    for t, j in ((1, 1), (6, 0), (2, -1)):
+        with pytest.raises(ValueError, match="t, j: expected 0 <= j < t < 6"):
+            pathways.path_terms(model, tokens, t=t, j=j)
+
+
+def test_effective_ranks_are_those_of_each_head_and_position():
+    model, _ = fresh(hidden=16, heads=2)
+    prompts = torch.randint(20, (2, 7), generator=torch.Generator().manual_seed(1))
+    table = pathways.effective_ranks(model, prompts, last=2)
+    assert len(table) == 2 * 2 * 2 * 2  # prompts, layers, heads, positions
+    block = attention.anatomy(model, prompts[1])[1]
+    full = attention.head_jacobians(block)[1, 6, :6]  # second layer, second head, last position
+    row = table.query("prompt == 1 and layer == 2 and head == 1 and t == 6").iloc[0]
+    stacked = torch.cat(list(full), 1)  # [d_head, 6 d]
+    assert abs(row["participation"] - attention.participation_ratio(stacked)) < EXACT
+    assert abs(row["entropy rank"] - attention.entropy_rank(stacked)) < EXACT
+    assert abs(row["breadth"] - attention.breadth(block.alpha[1, 6, :6])) < EXACT
+    assert abs(row["reach"] - attention.breadth(full.square().sum((1, 2)))) < EXACT
+    W_V = model.model.layers[1].self_attn.v_proj.weight.detach().unflatten(0, (2, 8))
+    assert abs(row["value only"] - attention.participation_ratio(W_V)[1]) < EXACT
+    for last in (0, 7):
+        with pytest.raises(ValueError, match=f"last: expected 1 to 6, got {last}"):
+            pathways.effective_ranks(model, prompts, last=last)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "llama", "gpt2"])
+def test_term_sizes_are_the_weight_times_their_factors(family):
+    model, _ = fresh(family, hidden=16, heads=2)
+    prompts = torch.randint(20, (2, 6), generator=torch.Generator().manual_seed(1))
+    table = pathways.term_sizes(model, prompts)
+    assert len(table) == 2 * 2 * 2 * 15  # prompts, layers, heads, pairs
+    np.testing.assert_allclose(table["value"], table["alpha"] * table["value factor"], rtol=1e-9)
+    np.testing.assert_allclose(table["others"], 1 - table["alpha"], rtol=1e-9)
+    np.testing.assert_allclose(
+        table["score"], table["alpha"] * table["others"] * table["score factor"], rtol=1e-9, atol=1e-15
+    )
+    assert (table["full"] <= table["value"] + table["score"] + 1e-12).all()
+    assert (table["full"] < table["alpha"] * table["constant"]).all()
+    assert table.groupby(["prompt", "layer", "head"])["constant"].nunique().max() == 1
+
+
+def test_term_sizes_name_their_pair():
+    model, _ = fresh(hidden=16, heads=2)
+    prompts = torch.randint(20, (1, 6), generator=torch.Generator().manual_seed(1))
+    row = pathways.term_sizes(model, prompts).query("layer == 2 and head == 1 and t == 4 and j == 2").iloc[0]
+    block = attention.anatomy(model, prompts[0])[1]
+    for part in attention.PARTS:
+        expected = attention.head_jacobians(block, part=part)[1, 4, 2].norm()
+        assert abs(row[part] - expected) < EXACT
+    assert abs(row["alpha"] - block.alpha[1, 4, 2]) < EXACT
+
+
+def _frame(rng: np.random.Generator) -> pd.DataFrame:
+    index = pd.MultiIndex.from_product([["b", "a"], range(5), range(2), range(4)])
+    frame = pd.DataFrame(list(index), columns=["stage", "prompt", "head", "t"])
+    return frame.assign(x=rng.normal(size=len(frame)), y=rng.normal(size=len(frame)))
+
+
+def test_means_are_over_prompts_in_the_order_of_the_frame():
+    frame = _frame(np.random.default_rng(0))
+    table = pathways.over_prompts(frame, lambda rows: rows["x"].max())
+    assert list(table.index) == ["b", "a"]
+    largest = frame[frame["stage"] == "a"].groupby("prompt")["x"].max()
+    row = table.loc["a"]
+    assert abs(row["mean"] - largest.mean()) < EXACT
+    assert abs(row["se"] - largest.std(ddof=1) / np.sqrt(5)) < EXACT
+    assert row["prompts"] == 5
+    assert abs(row["high"] - row["mean"] - 3 * row["se"]) < EXACT
+    assert abs(row["mean"] - row["low"] - 3 * row["se"]) < EXACT
+    with pytest.raises(ValueError, match="expected at least 2 prompts for each stage, got 1"):
+        pathways.over_prompts(frame[frame["prompt"] == 0], lambda rows: rows["x"].max())
+
+
+def test_rank_correlation_is_spearman_within_prompts():
+    frame = _frame(np.random.default_rng(1))
+    frame["y"] = frame["x"] ** 3 + 100.0 * frame["prompt"]  # monotone within a prompt
+    table = pathways.rank_correlation(frame, "x", "y")
+    assert (table["mean"] - 1).abs().max() < EXACT
+    frame["y"] = np.random.default_rng(2).normal(size=len(frame))
+    one = frame[(frame["stage"] == "b") & (frame["prompt"] == 3)]
+    two = frame[(frame["stage"] == "b") & frame["prompt"].isin([3, 4])]
+    other = frame[(frame["stage"] == "b") & (frame["prompt"] == 4)]
+    expected = np.mean([stats.spearmanr(p["x"], p["y"]).statistic for p in (one, other)])
+    assert abs(pathways.rank_correlation(two, "x", "y")["mean"].item() - expected) < EXACT
+
+
+def test_group_means_are_taken_off_first():
+    """Two heads that differ in both columns and are unrelated within: the correlation over heads goes away."""
+    frame = _frame(np.random.default_rng(3))
+    for column in ("x", "y"):
+        frame[column] += 50.0 * frame["head"]
+    raw = pathways.rank_correlation(frame, "x", "y")["mean"]
+    within = pathways.rank_correlation(frame, "x", "y", within=["head"])["mean"]
+    assert raw.min() > 0.6
+    assert within.abs().max() < 0.4
+    assert "x" in frame
+    assert frame.loc[frame["head"] == 1, "x"].mean() > 40  # the caller's table is left alone
+
+
+def test_norm_epsilon_is_set_everywhere_or_refused():
+    model, _ = fresh(layers=2, epsilon=None)
+    assert pathways.with_norm_epsilon(model, 0.25) is model
+    found = {m.variance_epsilon for m in model.modules() if hasattr(m, "variance_epsilon")}
+    assert found == {0.25}
+    with pytest.raises(ValueError, match="epsilon: expected a number >= 0, got -1"):
+        pathways.with_norm_epsilon(model, -1.0)
+    with pytest.raises(ValueError, match="model: expected RMS norms with a variance_epsilon, got GPT2"):
+        pathways.with_norm_epsilon(fresh("gpt2")[0], 0.1)
