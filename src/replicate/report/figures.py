@@ -41,10 +41,10 @@ def use_style() -> None:
 
 
 def save(figure: "Figure", name: str, data: "pd.DataFrame", folder: str | os.PathLike) -> Path:
-    """Writes ``name`` as PNG, PDF and CSV (the data behind it) into ``folder``; returns the PNG's path."""
+    """Writes ``name`` as PNG, PDF and CSV (the data behind it, seven digits) into ``folder``; returns the PNG's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data.to_csv(folder / f"{name}.csv", index=False)
+    data.to_csv(folder / f"{name}.csv", index=False, float_format="%.7g")
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     return folder / f"{name}.png"
