@@ -41,7 +41,7 @@ def use_style() -> None:
 
 
 def save(figure: "Figure", name: str, data: "pd.DataFrame", folder: str | os.PathLike) -> Path:
-    """Writes ``name`` as PNG, PDF and CSV (the data behind it, seven digits) into ``folder``; returns the PNG's path."""
+    """Writes ``name`` as PNG, PDF and CSV (its data, seven digits) into ``folder``; returns the PNG's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     data.to_csv(folder / f"{name}.csv", index=False, float_format="%.7g")
