@@ -1,5 +1,6 @@
 """The softmax Jacobian and its bound (Prop. 2, A5), the two paths of (20), Theorem 1."""
 
+import dataclasses
 import itertools
 import math
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import integrate
+from scipy.special import expit
 
 from replicate.lm import enumeration, gap, recurrence, relaxed
 from replicate.lm.tiny import tiny_model
@@ -134,29 +137,73 @@ def test_what_is_no_distribution_is_refused(probs, temperature, message):
             function(torch.tensor(probs, dtype=torch.float64), temperature=temperature)
 
 
+@pytest.mark.parametrize("tau", [2.0, 1.0, 0.5, 0.2])
 @pytest.mark.parametrize("name", ["olmo2", "llama", "gpt2", "gru", "bigram"])
-@pytest.mark.parametrize("way", ["soft", "gumbel", "straight through"])
-def test_the_two_paths_add_up(name, way):
+@pytest.mark.parametrize("way", ["no noise", "Gumbel-softmax", "straight-through"])
+def test_the_two_paths_add_up(name, way, tau):
     F, s = fresh(name)
-    options = {"scale": 1.7}
-    if way != "soft":
-        options |= {"tau": 0.6, "noise": relaxed.gumbel(1, V, generator=seeded(3))}
-    options["straight_through"] = way == "straight through"
+    options = {"scale": 1.7, "tau": tau} | gap.relaxations(relaxed.gumbel(1, V, generator=seeded(3)))[way]
     found, whole = gap.paths(F, s, **options), gap.relaxed_jacobian(F, s, **options)
     assert (found.attention + found.token - whole).abs().max() < EXACT
-    assert (found.attention - found.token - whole).abs().max() > 1e-4
+    no_rank_one = dataclasses.replace(found, soften=torch.diag(found.soft) / tau)
+    assert (found.attention + no_rank_one.token - whole).abs().max() > 1e-3
     by_hand = torch.cat([torch.eye(found.kept, s.shape[1], dtype=torch.float64), found.attention])
     assert abs(found.attention_norm - float(torch.linalg.svdvals(by_hand)[0])) < 1e-9
 
 
-def test_relaxed_jacobian_against_finite_differences():
+@pytest.mark.parametrize(("name", "shared"), [("olmo2", 0), ("llama", 0), ("gpt2", 0), ("gru", 6)])
+def test_in_a_transformer_the_two_paths_read_different_entries(name, shared):
+    found = gap.paths(*fresh(name))
+    assert int((found.attention.any(0) & found.token.any(0)).sum()) == shared
+    assert found.attention.any()
+    assert found.token.any()
+
+
+@pytest.mark.parametrize("entries", [1, 2**22])  # one Jacobian at a time, and all at once
+@pytest.mark.parametrize("way", ["no noise", "Gumbel-softmax", "straight-through"])
+@pytest.mark.parametrize("name", ["olmo2", "gru"])
+def test_path_norms_are_those_of_the_paths_draw_by_draw(name, way, entries, monkeypatch):
+    monkeypatch.setattr(gap, "_ENTRIES", entries)
+    F, s = fresh(name)
+    noise = relaxed.gumbel(6, V, generator=seeded(3))
+    attention, token = gap.path_norms(F, s, scale=1.3, tau=0.4, **gap.relaxations(noise)[way])
+    assert len(attention) == len(token) == (1 if way == "no noise" else 6)
+    for i in range(len(token)):
+        one = gap.paths(F, s, scale=1.3, tau=0.4, **gap.relaxations(noise[i : i + 1])[way])
+        assert abs(attention[i] - gap.operator_norm(one.attention)) < EXACT
+        assert abs(token[i] - gap.operator_norm(one.token)) < EXACT
+
+
+def test_path_quantiles_of_matched_noise():
     F, s = fresh("olmo2")
-    whole = gap.relaxed_jacobian(F, s, scale=1.3)
+    noise = relaxed.gumbel(40, V, generator=seeded(3))
+    rows = gap.path_quantiles(F, s, noise, taus=(2.0, 0.3))
+    ways = gap.relaxations(noise)
+    assert ways["Gumbel-softmax"]["noise"] is ways["straight-through"]["noise"] is noise
+    found = {(r["way"], r["tau"], r["path"]): r for r in rows}
+    assert len(rows) == len(found) == 3 * 2 * 2
+    _, token = gap.path_norms(F, s, tau=0.3, noise=noise)
+    row = found["Gumbel-softmax", 0.3, "token"]
+    assert [row["low"], row["median"], row["high"]] == pytest.approx(
+        token.quantile(torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
+    )
+    hot, cold = (found["straight-through", tau, "attention"] for tau in (2.0, 0.3))
+    assert hot["median"] == pytest.approx(cold["median"], abs=1e-12)  # argmax(z + noise) knows no temperature
+    assert found["no noise", 2.0, "token"]["low"] == found["no noise", 2.0, "token"]["high"]
+
+
+@pytest.mark.parametrize("tau", [2.0, 0.5])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_relaxed_jacobian_against_finite_differences(tau, noisy):
+    F, s = fresh("olmo2")
+    noise = relaxed.gumbel(1, V, generator=seeded(3)) if noisy else torch.zeros(1, V, dtype=torch.float64)
+    whole = gap.relaxed_jacobian(F, s, scale=1.3, tau=tau, noise=noise)
     u = torch.randn(s.shape, generator=seeded(4), dtype=torch.float64)
     kept, h = F.kept(s.shape[1]), 1e-5
 
     def step(x):
-        return F.advance(x, (1.3 * F.logits(x)).softmax(-1) @ F.embeddings)[0, kept:]
+        p = ((1.3 * F.logits(x) + noise) / tau).softmax(-1)
+        return F.advance(x, p @ F.embeddings)[0, kept:]
 
     assert ((step(s + h * u) - step(s - h * u)) / (2 * h) - whole @ u[0]).abs().max() < 1e-7
 
@@ -168,6 +215,14 @@ def test_every_link_of_the_chain_only_adds(name):
     steps = list(gap.chain(found).values())
     assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(steps))
     assert abs(steps[0] - float(torch.linalg.svdvals(found.token)[0])) < 1e-9
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.4])
+def test_the_constant_of_21_gives_the_last_link_of_the_chain(tau):
+    found = gap.paths(*fresh("olmo2"), tau=tau)
+    H = torch.special.entr(found.soft).sum()
+    bound = gap.constant(found) * float(H) / math.log(V)
+    assert bound == pytest.approx(gap.chain(found)["entropy"], rel=1e-12)
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -231,3 +286,99 @@ def test_a_cold_gumbel_jacobian_has_mean_norm_one_minus_sum_of_squares():
     assert abs(norms.mean() - gap.trace_bound(pi)) < 4 * se
     assert abs(norms.mean() - gap.softmax_jacobian_norm(pi)) > 4 * se  # not the norm of the mean
     assert (norms <= gap.entropy_bound(soft, temperature=0.03) * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("logit", [0.0, 1.3, -3.0])
+@pytest.mark.parametrize("tau", [0.2, 1.0, 2.5])
+def test_mean_gumbel_norm_of_two_tokens(logit, tau):
+    """Against adaptive quadrature, and against samples of the relaxed token itself."""
+
+    def integrand(x):
+        return 2 / tau * expit(x / tau) * expit(-x / tau) * expit(x - logit) * expit(logit - x)
+
+    exact, _ = integrate.quad(integrand, -60, 60, points=[0.0, logit], limit=400, epsabs=1e-13)
+    found = gap.mean_gumbel_norm(logit, temperature=tau)
+    assert abs(found - exact) < EXACT
+    logits = torch.tensor([logit, 0.0], dtype=torch.float64)
+    soft = relaxed.soft_token(logits + relaxed.gumbel(40_000, 2, generator=seeded(6)), tau, None, False)
+    norms = gap.softmax_jacobian_norm(soft, temperature=tau)
+    assert abs(norms.mean() - found) < 4 * norms.std() / 200
+
+
+def test_mean_gumbel_norm_goes_to_its_limit_with_the_square_of_the_temperature():
+    pi = torch.tensor([0.4, 0.0], dtype=torch.float64).softmax(-1)
+    errors = [
+        abs(gap.mean_gumbel_norm(0.4, temperature=tau) - float(gap.trace_bound(pi))) for tau in (0.08, 0.04)
+    ]
+    assert errors[0] < 1e-2
+    assert 1.9 < math.log2(errors[0] / errors[1]) < 2.1
+    assert abs(gap.mean_gumbel_norm(0.0, temperature=1.0) - 1 / 3) < EXACT
+    with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
+        gap.mean_gumbel_norm(1.0, temperature=0.0)
+
+
+def three_tokens(pi: torch.Tensor, tau: float) -> tuple[float, torch.Tensor, float]:
+    """Mean norm, mean Jacobian and mean squared norm of a Gumbel-softmax of three tokens, by the trapezoidal rule over
+    the differences d of its noisy logits; their density is 2 a b c / (a + b + c)^3 with a, b, c = pi_i exp(-d_i)."""
+    d = torch.arange(-14, 14, tau / 2, dtype=torch.float64)
+    grid = torch.stack(
+        [*torch.meshgrid(d, d, indexing="ij"), torch.zeros(len(d), len(d)).double()], -1
+    ).flatten(0, 1)
+    terms = pi * (-grid).exp()
+    weight = 2 * terms.prod(-1) / terms.sum(-1) ** 3 * (tau / 2) ** 2
+    assert abs(weight.sum() - 1) < 1e-4
+    soft = (grid / tau).softmax(-1)
+    norms = gap.softmax_jacobian_norm(soft, temperature=tau)
+    mean = (torch.diag(weight @ soft) - soft.T @ (weight[:, None] * soft)) / tau
+    return float(weight @ norms), mean, float(weight @ norms.square())
+
+
+def test_the_limits_of_a_cold_gumbel_softmax_by_integration():
+    """Mean norm to 1 - sum pi^2, mean Jacobian to that of pi, tau times the squared norm's mean to a third of it."""
+    pi = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    trace, own = float(gap.trace_bound(pi)), gap.softmax_jacobian(pi)
+    warm, cold = three_tokens(pi, 0.2), three_tokens(pi, 0.1)
+    # Triple ties, an area of tau^2 with a norm of order 1 / tau, make the error of the norms first order.
+    assert 0.9 < math.log2((warm[0] - trace) / (cold[0] - trace)) < 1.2
+    assert abs(2 * cold[0] - warm[0] - trace) < 5e-3
+    assert abs(cold[0] - float(dense(pi))) > 0.1
+    assert (cold[1] - own).abs().max() < 2e-3
+    assert abs(2 * 0.1 * cold[2] - 0.2 * warm[2] - trace / 3) < 5e-3 * trace
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.2])
+def test_gumbel_moments_against_integration(tau):
+    pi, n = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 60_000
+    mean, matrix, square = three_tokens(pi, tau)
+    found = gap.gumbel_moments(pi, relaxed.gumbel(n, 3, generator=seeded(2)), temperature=tau)
+    assert found["tau"] == tau
+    assert abs(found["mean"] - mean) < 4 * found["se"]
+    assert found["se"] == pytest.approx(((square - mean**2) / n) ** 0.5, rel=0.02)
+    assert found["rms"] == pytest.approx(square**0.5, rel=0.02)
+    assert found["norm of mean"] == pytest.approx(gap.operator_norm(matrix), rel=0.03)
+    assert 0.9 < found["worst / own bound"] <= 1 + 1e-9
+
+
+def test_gumbel_moments_test_the_mean_jacobian_against_its_limit():
+    pi = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    noise = relaxed.gumbel(40_000, 3, generator=seeded(2))
+    assert gap.gumbel_moments(pi, noise, temperature=0.03)["z of mean"] < 4
+    assert gap.gumbel_moments(pi, noise, temperature=1.0)["z of mean"] > 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-30, 30), min_size=1, max_size=12), st.floats(0.05, 1.0))
+def test_up_to_temperature_one_the_policys_entropy_bounds_a_soft_token(logits, tau):
+    z = torch.tensor(logits, dtype=torch.float64)
+    norm = gap.softmax_jacobian_norm((z / tau).softmax(-1), temperature=tau)
+    assert norm <= gap.entropy_bound(z.softmax(-1), temperature=tau) * (1 + 1e-9) + 1e-14
+
+
+def test_above_temperature_one_no_multiple_of_the_policys_entropy_does():
+    ratios = []
+    for gap_of_logits in (10.0, 20.0, 30.0):
+        z = torch.tensor([gap_of_logits, 0.0], dtype=torch.float64)
+        norm = gap.softmax_jacobian_norm((z / 2).softmax(-1), temperature=2.0)
+        ratios.append(float(norm / gap.entropy_bound(z.softmax(-1), temperature=2.0)))
+    assert ratios[1] > 50 * ratios[0]
+    assert ratios[2] > 50 * ratios[1]

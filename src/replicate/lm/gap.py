@@ -9,7 +9,9 @@ with equality for a fair coin. Written with the paper's normalised entropy H / l
 log|V| / (2 ln 2), which grows with the vocabulary: the normalisation adds nothing.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,7 @@ from replicate.lm.jacobians import jacobian
 from replicate.lm.recurrence import Recurrence
 from replicate.lm.relaxed import Relaxed, SoftReward, relaxed_costates, relaxed_rollout, soft_token
 
+_ENTRIES = 2**22  # of the Jacobians that path_norms holds at once
 _BISECTIONS = 56  # the bracket is at most twice the root wide, so this is below round-off
 
 
@@ -72,6 +75,49 @@ def trace_bound(probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.
     first, index = p.max(-1, keepdim=True)
     rest = p.scatter(-1, index, 0.0)
     return (_spread(first, rest.sum(-1, keepdim=True), rest).squeeze(-1) / temperature).to(probs.dtype)
+
+
+def mean_gumbel_norm(logit: float, *, temperature: float) -> float:
+    """E |(1/tau)(diag(p) - p p^T)| of a Gumbel-softmax sample of two tokens with logits (``logit``, 0), by quadrature.
+
+    The difference of two Gumbel variables is logistic, so p_1 = s(x / tau) with x of density s'(x - logit), s the
+    logistic function, and the norm is 2 s'(x / tau) / tau. The trapezoidal rule on the whole line converges faster
+    than any power of its step; the error is below 1e-10 of the largest value. As tau goes to 0 the result goes to
+    s'(logit) 2 = 1 - sum pi^2.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    step, reach = min(1.0, temperature) / 4, 40 * max(1.0, temperature) + abs(logit)
+    x = step * torch.arange(-round(reach / step), round(reach / step) + 1, dtype=torch.float64)
+    norm = 2 / temperature * _logistic_slope(x / temperature)
+    return float(step * (norm * _logistic_slope(x - logit)).sum())
+
+
+def gumbel_moments(
+    pi: Float[Tensor, " vocab"], noise: Float[Tensor, "draws vocab"], *, temperature: float
+) -> dict[str, float]:
+    """Monte Carlo moments of (1/tau) D, D = diag(p) - p p^T, of samples p = softmax((log pi + noise) / tau).
+
+    ``mean`` and ``se``: mean norm and its standard error; ``rms``: root mean square of the norm; ``norm of mean``;
+    ``z of mean``: the largest |z| over the entries v < w of the mean Jacobian against those of D of ``pi``, its limit
+    as tau goes to 0; ``worst / own bound``: the largest norm over A5's bound with the sample's own entropy.
+    """
+    draws = len(noise)
+    soft = soft_token(pi.log() + noise, temperature, None, False)
+    norms = softmax_jacobian_norm(soft, temperature=temperature)
+    v, w = torch.triu_indices(len(pi), len(pi), offset=1)
+    entries = soft[:, v] * soft[:, w] / temperature
+    z = (entries.mean(0) - pi[v] * pi[w]) / (entries.std(0) / draws**0.5)
+    mean = (torch.diag(soft.mean(0)) - soft.T @ soft / draws) / temperature
+    return {
+        "tau": temperature,
+        "mean": float(norms.mean()),
+        "se": float(norms.std() / draws**0.5),
+        "rms": float(norms.square().mean().sqrt()),
+        "norm of mean": operator_norm(mean),
+        "z of mean": float(z.abs().max()),
+        "worst / own bound": float((norms / entropy_bound(soft, temperature=temperature)).max()),
+    }
 
 
 def normalised_constant(vocab: int) -> float:
@@ -169,6 +215,83 @@ def relaxed_jacobian(
         return recurrence.advance(s, token @ recurrence.embeddings)[:, kept:]
 
     return jacobian(step, state)[0]
+
+
+def path_norms(
+    recurrence: Recurrence,
+    state: Float[Tensor, "1 n"],
+    *,
+    scale: float = 1.0,
+    tau: float = 1.0,
+    noise: Float[Tensor, "draws vocab"] | None = None,
+    straight_through: bool = False,
+) -> tuple[Float[Tensor, " draws"], Float[Tensor, " draws"]]:
+    """Operator norms of both paths of (20), one per row of ``noise`` (one draw without noise); options as in
+    :func:`paths`.
+
+    The first are those of the attention path's new rows, the second those of the path through the token. F is
+    differentiated once per distinct embedding that is fed, so straight-through costs no more than the tokens it meets.
+    """
+    if len(state) != 1:
+        raise ValueError(f"state: expected one state [1, n], got {list(state.shape)}")
+    kept = recurrence.kept(state.shape[1])
+    with torch.no_grad():
+        logits = (recurrence.logits(state) * scale).expand(1 if noise is None else len(noise), -1)
+        soft = soft_token(logits, tau, noise, False)
+        fed = soft_token(logits, tau, noise, straight_through) @ recurrence.embeddings
+    head = scale * jacobian(recurrence.logits, state)[0]
+    head = head[:, head.any(0)]  # columns of zeros do not change a norm
+    distinct, which = fed.unique(dim=0, return_inverse=True)
+    chunk = max(1, _ENTRIES // (recurrence.advance(state, fed[:1]).shape[1] * state.shape[1]))
+    attention, advance = [], []
+    for e in distinct.split(chunk):
+        repeated = state.expand(len(e), -1)
+        from_state = jacobian(lambda s, e=e: recurrence.advance(s, e)[:, kept:], repeated)
+        attention += [operator_norm(matrix) for matrix in from_state]
+        advance += jacobian(lambda e, s=repeated: recurrence.advance(s, e)[:, kept:], e)
+    token = [
+        operator_norm(advance[i] @ recurrence.embeddings.T @ (softmax_jacobian(p, temperature=tau) @ head))
+        for i, p in zip(which.tolist(), soft, strict=True)
+    ]
+    return torch.tensor(attention, dtype=torch.float64)[which], torch.tensor(token, dtype=torch.float64)
+
+
+def relaxations(noise: Float[Tensor, "draws vocab"]) -> dict[str, dict]:
+    """The three ways to soften a token, as options of :func:`paths`; the two noisy ones share ``noise``."""
+    return {
+        "no noise": {},
+        "Gumbel-softmax": {"noise": noise},
+        "straight-through": {"noise": noise, "straight_through": True},
+    }
+
+
+def path_quantiles(
+    recurrence: Recurrence,
+    state: Float[Tensor, "1 n"],
+    noise: Float[Tensor, "draws vocab"],
+    *,
+    taus: Sequence[float],
+    tail: float = 0.1,
+) -> list[dict]:
+    """Median and the quantiles ``tail`` and 1 - ``tail`` over the noise of :func:`path_norms`: one row per relaxation,
+    temperature and path, with the keys ``path, way, tau, low, median, high``."""
+    levels = torch.tensor([tail, 0.5, 1 - tail], dtype=torch.float64)
+    rows = []
+    for (way, options), tau in itertools.product(relaxations(noise).items(), taus):
+        norms = path_norms(recurrence, state, tau=tau, **options)
+        for path, x in zip(("attention", "token"), norms, strict=True):
+            low, median, high = x.quantile(levels).tolist()
+            rows.append({"path": path, "way": way, "tau": tau, "low": low, "median": median, "high": high})
+    return rows
+
+
+def constant(found: Paths) -> float:
+    """C of (21): the norms of F's Jacobian, embeddings and head, times log|V| / (2 ln 2) / tau.
+
+    The smallest constant that the proof of Prop. 2 gives at this state: C H / log|V| is the last of :func:`chain`.
+    """
+    factors = operator_norm(found.advance) * operator_norm(found.embed) * operator_norm(found.head)
+    return factors * normalised_constant(len(found.soft)) / found.tau
 
 
 def chain(found: Paths) -> dict[str, float]:
@@ -302,6 +425,10 @@ def _checked(probs: Tensor, temperature: float) -> Tensor:
 def _spread(first: Tensor, others: Tensor, rest: Tensor) -> Tensor:
     """1 - sum p^2, without the cancellation where p_1 is near 1."""
     return others * (1 + first) - rest.square().sum(-1, keepdim=True)
+
+
+def _logistic_slope(x: Tensor) -> Tensor:
+    return x.sigmoid() * (-x).sigmoid()
 
 
 def _secular(x: Tensor, first: Tensor, others: Tensor, rest: Tensor) -> Tensor:
