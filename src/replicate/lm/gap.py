@@ -364,10 +364,10 @@ def theorem_one(
     gaps = [a - b for a, b in zip(cut, full, strict=True)]
     signal = [float(x.norm()) for x in full]
     return TheoremOne(
-        error=torch.tensor([float(x.norm()) for x in gaps]).double(),
+        error=torch.tensor([float(x.norm()) for x in gaps], dtype=torch.float64),
         sharp=right_side(attention, token, signal),
         entropy_bound=right_side(attention, with_entropy, signal),
-        signal=torch.tensor(signal).double(),
+        signal=torch.tensor(signal, dtype=torch.float64),
         entropies=run.entropy[0],
         attention_norms=attention,
         token_norms=token,

@@ -42,7 +42,7 @@ def relaxed_rollout(
     state: State,
     *,
     horizon: int,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Float[Tensor, " T"] | Float[Tensor, "T batch 1"] | None = None,
     tau: float = 1.0,
     noise: Float[Tensor, "batch T vocab"] | None = None,
     straight_through: bool = False,
@@ -50,6 +50,7 @@ def relaxed_rollout(
 ) -> Relaxed:
     """Runs ``horizon`` soft tokens from ``state``; see the module's text for the options.
 
+    ``scale`` multiplies the logits of step t, by one number or by one number for each state of the batch.
     Raises ``ValueError`` for a horizon or a temperature that is not positive and noise of the wrong shape.
     """
     if horizon < 1:
@@ -134,6 +135,26 @@ def token_slopes(
         run = _bumped_rollout(recurrence, state, bump, options.get("scale"))
         (grad,) = torch.autograd.grad(reward(run).sum(), bump)
     return grad[0]
+
+
+def linear_prediction(
+    recurrence: Recurrence,
+    state: State,
+    reward: SoftReward,
+    *,
+    horizon: int,
+    scale: Float[Tensor, " T"] | None = None,
+) -> Float[Tensor, "T vocab"]:
+    """The reward that the deterministic soft rollout predicts, to first order, for token v at step t alone:
+
+        R(p_1..p_T) + u_t(v) - sum_w p_t(w) u_t(w),    u of :func:`token_slopes`
+
+    Its mean over the soft token p_t is the soft reward itself. It serves :func:`combined_estimates` as slopes.
+    """
+    slopes = token_slopes(recurrence, state, reward, horizon=horizon, scale=scale)
+    with torch.no_grad():
+        soft = relaxed_rollout(recurrence, state, horizon=horizon, scale=scale).soft
+        return slopes - (soft[0] * slopes).sum(1, keepdim=True) + reward(soft)
 
 
 def combined_estimates(
