@@ -94,6 +94,17 @@ def test_cached_steps_give_the_same_log_probabilities_as_one_pass(family):
     assert (stepwise - at_once).abs().max() < EXACT
 
 
+def test_a_scale_is_an_inverse_temperature_of_its_own_step():
+    model, prompt, tokens, _ = case("olmo2")
+    F, s = recurrence.transformer(model), recurrence.prompt_state(model, prompt)
+    scale = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
+    found = recurrence.unroll(F, s.expand(len(tokens), -1), tokens, scale=scale).logp
+    with full_precision(), torch.no_grad():
+        logits = model(input_ids=torch.cat([prompt.expand(len(tokens), -1), tokens[:, :-1]], 1)).logits
+    wanted = (logits[:, 3:] * scale[:, None]).log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+    assert (found - wanted).abs().max() < EXACT
+
+
 @pytest.mark.parametrize("name", [*FAMILIES, "gru", "bigram"])
 def test_recursion_15_equals_autograd_on_the_whole_state(name):
     F, s = any_recurrence(name)
@@ -146,8 +157,9 @@ def test_influence_agrees_with_finite_differences():
     assert abs(torch.stack(columns).norm() - norms[0, 1, -1, 3]) < 1e-7
 
 
-def test_credit_matrix_sums_to_the_costate_and_its_diagonal_is_what_15_keeps():
-    model, prompt, tokens, weights = case("olmo2")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_credit_matrix_sums_to_the_costate_and_its_diagonal_is_what_15_keeps(family):
+    model, prompt, tokens, weights = case(family)
     prompts = prompt.expand(len(tokens), -1)
     every = costate.layer_costates(model, prompts, tokens, weights, vocab=V)
     assert every.shape == (
@@ -165,9 +177,10 @@ def test_credit_matrix_sums_to_the_costate_and_its_diagonal_is_what_15_keeps():
         assert (lower.max() > 1e-3) == (layer < model.config.num_hidden_layers)
 
 
-def test_final_state_costate_in_closed_form():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_final_state_costate_in_closed_form(family):
     """At the final state lambda^_t = A_t W^T (onehot(o_t) - pi_t), nothing else."""
-    model, prompt, tokens, weights = case("olmo2")
+    model, prompt, tokens, weights = case(family)
     prompts = prompt.expand(len(tokens), -1)
     (found,) = costate.layer_costates(model, prompts, tokens, weights, vocab=V, layers=[-1])
     with full_precision(), torch.no_grad():

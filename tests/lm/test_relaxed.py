@@ -155,3 +155,10 @@ def test_bad_input_is_named(options, message):
     F, s, _, _ = fresh()
     with pytest.raises(ValueError, match=message):
         relaxed.relaxed_rollout(F, s, **options)
+
+
+def test_soft_tokens_feel_temperature_and_noise():
+    z = torch.tensor([[2.0, 0.0, -1.0]], dtype=torch.float64)
+    noise = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    p = relaxed.soft_token(z, 0.5, noise, False)
+    torch.testing.assert_close(p.log() - p.log()[:, :1], (z + noise - 2.0) / 0.5)
