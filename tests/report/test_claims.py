@@ -61,3 +61,29 @@ def test_a_bar_in_a_cell_does_not_end_it():
     verdicts.check("holds", where="(6)", quantity="|z|", value=0.0, below=1.0)
     row = verdicts._repr_markdown_().splitlines()[2]
     assert row.replace("\\|", "").count("|") == 7
+
+
+def test_a_map_can_be_of_some_verdicts_only():
+    verdicts = table()
+    verdicts.check("holds", where="(6)", quantity="error", value=0.0, below=1.0)
+    verdicts.check("fails", where="(6)", quantity="error", value=2.0, below=1.0)
+    some = claims.claims_map([verdicts], only=["not reproduced"])
+    assert "fails" in some
+    assert "holds" not in some
+    with pytest.raises(ValueError, match=r"only: expected verdicts out of .*, got \['wrong'\]"):
+        claims.claims_map([verdicts], only=["wrong"])
+
+
+def test_counts_leave_controls_out_and_add_up():
+    verdicts = table()
+    verdicts.check("holds", where="(6)", quantity="error", value=0.0, below=1.0)
+    verdicts.check("... and a control", where="(6)", quantity="error", value=0.0, below=1.0)
+    verdicts.check("fails", where="(6)", quantity="error", value=2.0, below=1.0)
+    other = claims.Verdicts("03_b", "toy MDPs")
+    other.check("holds too", where="(6)", quantity="error", value=0.0, below=1.0)
+    rows = claims.counts([verdicts, other]).splitlines()
+    assert rows[2:] == [
+        "| 02_costates | 1 |  |  | 1 |  |",
+        "| 03_b | 1 |  |  |  |  |",
+        "| all | 2 |  |  | 1 |  |",
+    ]

@@ -13,7 +13,7 @@ between machines; the file always holds the number in full.
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -139,15 +139,32 @@ def load(folder: str | os.PathLike) -> list[Verdicts]:
     return tables
 
 
-def claims_map(tables: list[Verdicts]) -> str:
-    """A Markdown table of all claims with their verdicts, one row each, naming the notebook and the source."""
+def claims_map(tables: list[Verdicts], *, only: Collection[str] = VOCABULARY) -> str:
+    """A Markdown table of the claims whose verdict is among ``only``, one row each, with the notebook and the source.
+
+    Controls are left out. Raises ``ValueError`` for a verdict outside the vocabulary.
+    """
+    if unknown := set(only) - set(VOCABULARY):
+        raise ValueError(f"only: expected verdicts out of {VOCABULARY}, got {sorted(unknown)}")
     head = "| where | claim | verdict | measured on | notebook |\n|---|---|---|---|---|\n"
     return head + "\n".join(
         _cells(r.where, r.claim, f"**{r.verdict}**", r.source, table.notebook)
         for table in tables
-        for r in table
-        if not r.claim.startswith("...")
+        for r in _claims(table)
+        if r.verdict in only
     )
+
+
+def counts(tables: list[Verdicts]) -> str:
+    """A Markdown table of how many claims of each notebook got which verdict, controls left out, and the sums."""
+    rows = [(t.notebook, [sum(r.verdict == word for r in _claims(t)) for word in VOCABULARY]) for t in tables]
+    rows.append(("all", [sum(column) for column in zip(*(numbers for _, numbers in rows), strict=True)]))
+    head = _cells("notebook", *VOCABULARY) + "\n|---" + "|--:" * len(VOCABULARY) + "|\n"
+    return head + "\n".join(_cells(name, *(str(n) if n else "" for n in numbers)) for name, numbers in rows)
+
+
+def _claims(table: Verdicts) -> Iterator[Verdict]:
+    return (row for row in table if not row.claim.startswith("..."))
 
 
 def _row(r: Verdict) -> str:

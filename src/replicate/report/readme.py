@@ -8,11 +8,16 @@ from replicate.report import claims
 
 
 def claims_block(folder: Path) -> str:
-    """The map of claims of the run whose results are in ``folder``."""
+    """What does not hold in the run whose results are in ``folder``, the verdicts counted, the map of all claims."""
     tables = claims.load(folder / "verdicts")
     if not tables:
         raise ValueError(f"{folder}: no verdicts in this folder")
-    return claims.claims_map(tables)
+    failed = claims.claims_map(tables, only=("not reproduced", "true but vacuous here"))
+    return (
+        f"What does not hold, or holds and says nothing:\n\n{failed}\n\n"
+        f"All verdicts, counted:\n\n{claims.counts(tables)}\n\n"
+        f"<details>\n<summary>Every claim and its verdict</summary>\n\n{claims.claims_map(tables)}\n\n</details>"
+    )
 
 
 def run_block(folder: Path) -> str:
