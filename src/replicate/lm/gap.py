@@ -317,6 +317,27 @@ def chain(found: Paths) -> dict[str, float]:
     }
 
 
+def paths_along(
+    recurrence: Recurrence,
+    run: Relaxed,
+    *,
+    scale: Float[Tensor, " T"] | None = None,
+    noise: Float[Tensor, "1 T vocab"] | None = None,
+    tau: float = 1.0,
+) -> list[Paths]:
+    """J_t and K_t of (20) at the states s_1..s_{T-1} of a relaxed rollout; options are those it was made with."""
+    return [
+        paths(
+            recurrence,
+            state.detach(),
+            scale=1.0 if scale is None else float(scale[t]),
+            tau=tau,
+            noise=None if noise is None else noise[:, t],
+        )
+        for t, state in enumerate(run.states[:-1])
+    ]
+
+
 @dataclass(frozen=True)
 class TheoremOne:
     """Both sides of (23) at every step t = 1..T of one relaxed rollout, and what they are made of.
@@ -357,7 +378,7 @@ def theorem_one(
     cut = relaxed_costates(recurrence, state, reward, cut=True, **options)
     with torch.no_grad():
         run = relaxed_rollout(recurrence, state, **options)
-    steps = _paths_along(recurrence, run, scale, noise, tau)
+    steps = paths_along(recurrence, run, scale=scale, noise=noise, tau=tau)
     attention = [step.attention_norm for step in steps]
     token = [operator_norm(step.token) for step in steps]
     with_entropy = [chain(step)["entropy"] for step in steps]
@@ -389,19 +410,6 @@ def operator_norm(matrix: Float[Tensor, "m n"]) -> float:
         return 0.0
     gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
     return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0.0).sqrt())
-
-
-def _paths_along(recurrence, run: Relaxed, scale, noise, tau) -> list[Paths]:
-    return [
-        paths(
-            recurrence,
-            state,
-            scale=1.0 if scale is None else float(scale[t]),
-            tau=tau,
-            noise=None if noise is None else noise[:, t],
-        )
-        for t, state in enumerate(run.states[:-1])
-    ]
 
 
 def _checked(probs: Tensor, temperature: float) -> Tensor:

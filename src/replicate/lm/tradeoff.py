@@ -112,10 +112,7 @@ def paths_along(
     """J_t and K_t of (20) at the states s_1..s_{T-1} of the relaxed rollout from ``state``."""
     with torch.no_grad():
         run = relaxed.relaxed_rollout(model, state, horizon=horizon, noise=noise, tau=tau)
-    return [
-        gap.paths(model, run.states[t], tau=tau, noise=None if noise is None else noise[:, t])
-        for t in range(horizon - 1)
-    ]
+    return gap.paths_along(model, run, noise=noise, tau=tau)
 
 
 def policy_entropy_side(
