@@ -149,7 +149,7 @@ def _forward(block: nn.Module, h: Tensor, turn: tuple[Tensor, Tensor], read: int
     v = _heads(attention.v_proj(h), attention.head_dim).transpose(1, 2)
     scores = q @ k.transpose(2, 3)
     future = torch.ones(read, h.shape[1], dtype=torch.bool, device=h.device).triu(h.shape[1] - read + 1)
-    alpha = scores.masked_fill_(future, float("-inf")).softmax(-1)  # (22)
+    alpha = scores.masked_fill_(future, float("-inf")).softmax(-1, dtype=_wide(h.dtype)).to(h.dtype)  # (22)
     mixed = (alpha @ v).transpose(1, 2).flatten(2)
     a, norm_a = _norm(attention.o_proj(mixed), block.post_attention_layernorm)
     u = a.add_(top)
@@ -254,5 +254,5 @@ def _parts(model: Olmo2ForCausalLM) -> Iterator[nn.Module]:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Norms and rotations of half-precision models run in float32."""
+    """Norms, rotations and softmax of half-precision models run in float32."""
     return torch.promote_types(dtype, torch.float32)

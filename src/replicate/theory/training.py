@@ -3,7 +3,8 @@
 Seeds are one batch axis under ``vmap``: ten seeds cost little more than one, and none sees another's numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -96,3 +97,28 @@ def train(
         theta.grad = gradients_per_seed(objective, theta, s0, noise)
         optimiser.step()
     return torch.tensor(seen, dtype=torch.float64), torch.stack(curve), theta.detach()
+
+
+def train_at_best_rate(
+    mdp: DifferentiableMDP,
+    objective: Objective,
+    *,
+    learning_rates: Sequence[float],
+    seed: int,
+    **options: Any,
+) -> tuple[float, Float[Tensor, " evaluations"], Float[Tensor, "evaluations seeds"]]:
+    """:func:`train` at each of ``learning_rates``, keeping the one whose J is best on average over the whole curve.
+
+    Returns (rate, trajectories seen, J). Every rate starts from a generator with this ``seed``, so that all rates, and
+    all objectives called with it, meet the same starting states and noise. ``options`` are the other arguments of
+    :func:`train`. Raises ``ValueError`` when there is no rate to try.
+    """
+    if not learning_rates:
+        raise ValueError(f"learning_rates: expected at least one, got {learning_rates!r}")
+    runs = {}
+    for rate in learning_rates:
+        generator = torch.Generator().manual_seed(seed)
+        seen, curve, _ = train(mdp, objective, learning_rate=rate, generator=generator, **options)
+        runs[rate] = seen, curve
+    best = max(runs, key=lambda rate: runs[rate][1].mean().item())
+    return best, *runs[best]
