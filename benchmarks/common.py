@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from replicate.ladder import corpus
 from replicate.ladder.pretrain import tiny_olmo2
+from replicate.lm.policy import SinglePolicy
 from replicate.lm.task import Prompts, label_copying
 
 LAYERS, HIDDEN, HEADS, CONTEXT = 3, 64, 4, 48
@@ -73,14 +75,43 @@ def ratios(ours: list[float], theirs: list[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-def arguments(description: str, default_out: str) -> argparse.Namespace:
-    """--out, --quick, --rounds, --threads, --seed; sets the number of threads."""
+class UnsharedPasses(SinglePolicy):
+    """A policy for one-token answers that makes the passes of a trainer which shares nothing within a group.
+
+    Every prompt is repeated for its group. One pass over all of them without gradients, logits at the last position
+    (sampling), then one with gradients over the sequences of prompt and answer, logits and their log-softmax at all
+    positions (the loss), and its backward pass. The trainer receives the mean over the identical copies, so it learns
+    what it always does. The answers fed in are drawn in the first pass; those rewarded are the trainer's own.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, group: int) -> None:
+        super().__init__(model)
+        self.group = group
+
+    def logits(self, tokens, *, keep, cache=None):
+        """See :class:`replicate.lm.policy.Policy`; only the trainer's differentiated pass is made anew."""
+        if not torch.is_grad_enabled():
+            return super().logits(tokens, keep=keep, cache=cache)
+        if cache is not None or keep != 1:
+            raise ValueError(f"keep, cache: expected one-token answers without a cache, got keep={keep}")
+        rows, length = tokens.shape[1:]
+        repeated = tokens.repeat_interleave(self.group, dim=1)
+        with torch.no_grad():
+            answer = super().logits(repeated, keep=1).softmax(-1)[0, :, 0].multinomial(1)
+        everything = super().logits(torch.cat([repeated, answer[None]], 2), keep=length + 1).log_softmax(-1)
+        return everything[:, :, length - 1 : length].unflatten(1, (rows, self.group)).mean(2)
+
+
+def arguments(description: str, default_out: str, **more: dict) -> argparse.Namespace:
+    """--out, --quick, --rounds, --threads, --seed and what ``more`` names; sets the number of threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=Path(default_out), help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="few short rounds: does it run, not how fast")
     parser.add_argument("--rounds", type=int, default=None, help="alternating rounds (default 9, quick 2)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    for name, how in more.items():
+        parser.add_argument(f"--{name}", **how)
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 9)
     torch.set_num_threads(options.threads)
@@ -96,7 +127,7 @@ def conditions(options: argparse.Namespace) -> dict[str, object]:
         "threads": options.threads,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl") if find_spec(name)},
         "model": {"layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "dtype": "float32"},
         "prompt_tokens": label_prompts(1, seed=0).tokens.shape[1],
     }

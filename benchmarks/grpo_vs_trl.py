@@ -8,7 +8,7 @@ What differs is how:
 - TRL runs every completion's full sequence (128 of them) twice: in ``generate``, without gradients, and for
   the loss, with them, where on a CPU its output head scores all positions. It samples from all of its rows.
 - Ours runs each prompt once, with gradients, for its whole group, and samples from that pass.
-- *Equal compute* takes that away: our trainer with a policy that makes TRL's passes (see ``TrlPasses``).
+- *Equal compute* takes that away: our trainer with a policy that makes TRL's passes (see ``common.UnsharedPasses``).
 
 Ours is timed over the whole of ``train``, its evaluations included; TRL from the end of its first step on, so
 that its set-up is left out. Rates are per seed: an update of five stacked seeds counts as five. TRL ends a
@@ -28,8 +28,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # was seen to take 30 times as long. Asleep they do not.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch
 from common import (
+    UnsharedPasses,
     alternate,
     arguments,
     conditions,
@@ -51,30 +51,6 @@ from replicate.lm.trainer import GRPO, train
 
 PROMPTS, GROUP, LONG = 16, 8, 8
 SEEDS = 5
-
-
-class TrlPasses(SinglePolicy):
-    """A policy that makes TRL's passes for a one-token answer: nothing is shared within a group.
-
-    Every prompt is repeated for its group. One pass over 128 prompts without gradients, logits at the last
-    position (TRL's ``generate``), then one with gradients over the 128 sequences of prompt and answer, logits
-    and their log-softmax at all positions (TRL's loss on a CPU), and its backward pass. The trainer receives
-    the mean over the identical copies, so it learns what it always does. The answers fed in are drawn in the
-    first pass; those rewarded are the trainer's own.
-    """
-
-    def logits(self, tokens, *, keep, cache=None):
-        """See :class:`replicate.lm.policy.Policy`; only the trainer's differentiated pass is made TRL's."""
-        if not torch.is_grad_enabled():
-            return super().logits(tokens, keep=keep, cache=cache)
-        assert cache is None
-        assert keep == 1
-        rows, length = tokens.shape[1:]
-        repeated = tokens.repeat_interleave(GROUP, dim=1)
-        with torch.no_grad():
-            answer = super().logits(repeated, keep=1).softmax(-1)[0, :, 0].multinomial(1)
-        everything = super().logits(torch.cat([repeated, answer[None]], 2), keep=length + 1).log_softmax(-1)
-        return everything[:, :, length - 1 : length].unflatten(1, (rows, GROUP)).mean(2)
 
 
 def share_right(tokens, labels):
@@ -176,7 +152,7 @@ def main() -> None:
         return StackedPolicy(tiny_model("eager", seed=options.seed), SEEDS)
 
     def trl_passes():
-        return TrlPasses(tiny_model(seed=options.seed))
+        return UnsharedPasses(tiny_model(seed=options.seed), group=GROUP)
 
     five, one = list(range(SEEDS)), [0]
     with tempfile.TemporaryDirectory() as folder:
