@@ -245,6 +245,19 @@ def test_vector_laws_are_accepted_and_unfit_ones_named():
         est.quadratic_variances(f64([[1.0, 2.0], [0.0, 1.0]]), mu, mu, 1.0)
 
 
+def test_total_variance_and_its_error_are_the_gaussian_moments():
+    """Components of variance 4 and 1: the total is 5, and |x - mean|^2 has variance 2 (4^2 + 1^2)."""
+    n = 20_000
+    x = torch.randn(n, 2, generator=generator(), dtype=torch.float64) * f64([2.0, 1.0]) + f64([30.0, -7.0])
+    variance, error = est.total_variance(x)
+    assert variance == pytest.approx(torch.trace(x.T.cov()).item(), rel=1e-12)
+    assert abs(variance - 5) < 4 * error
+    assert error == pytest.approx((34 / n) ** 0.5, rel=0.05)
+    assert est.total_variance(f64([[1.0], [3.0]]))[0] == pytest.approx(2)
+    with pytest.raises(ValueError, match="samples: expected at least 2 rows for a variance, got 1"):
+        est.total_variance(x[:1])
+
+
 def test_a_network_names_a_theta_of_the_wrong_size():
     with pytest.raises(ValueError, match="theta: expected 13 parameters, got 5"):
         mlp(f64([0.1, 0.2]), torch.zeros(5, dtype=torch.float64), hidden=3, outputs=1)

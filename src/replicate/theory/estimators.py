@@ -176,6 +176,19 @@ def quadratic_variances(
     return (second_moment - v @ v).item(), (sigma**2 * frobenius).item()
 
 
+def total_variance(samples: Float[Tensor, "n dim"]) -> tuple[float, float]:
+    """Total variance of per-sample gradients, the trace of their covariance (ddof 1), and its standard error.
+
+    The error is that of the mean of n squared deviations, so it holds for large n and a finite fourth moment. Raises
+    ``ValueError`` for fewer than two rows.
+    """
+    n = len(samples)
+    if n < 2:
+        raise ValueError(f"samples: expected at least 2 rows for a variance, got {n}")
+    square = (samples - samples.mean(0)).square().sum(-1)
+    return (square.sum() / (n - 1)).item(), (square.std() / n**0.5).item()
+
+
 def lemma_sides(phi: Phi, mu: float, noise: Distribution) -> tuple[float, float]:
     """Both sides of (10) for one action with dmu/dtheta = 1, by quadrature: (SF, PD), no sampling.
 
