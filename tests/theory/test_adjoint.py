@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.regression.linear_model import OLS
 
 from replicate.theory import adjoint
 from replicate.theory.accuracy import monte_carlo_slope, relative_error, worst_z_bound, z_test
@@ -202,6 +203,29 @@ def test_monte_carlo_error_of_the_mean_costate_falls_like_one_over_root_n():
     assert slope.high - slope.low < 0.1
     biased = monte_carlo_slope(lam, 1.2 * g, sizes, blocks=blocks)[2]
     assert biased.low > -0.5
+
+
+def test_state_slopes_are_those_of_ordinary_least_squares():
+    """Slope and standard error, entry by entry, against statsmodels; rows are costate entries, columns states."""
+    states, noise = (torch.randn(40, 3, 2, generator=generator(s), dtype=torch.float64) for s in (0, 1))
+    M = torch.randn(3, 2, 2, generator=generator(2), dtype=torch.float64)
+    lam = torch.einsum("tij,btj->bti", M, states) + noise * torch.tensor([1.0, 0.1], dtype=torch.float64)
+    fit = adjoint.state_slopes(states, lam)
+    assert fit.slope.shape == fit.standard_error.shape == (3, 2, 2)
+    for t, i in itertools.product(range(3), range(2)):
+        ols = OLS(lam[:, t, i].numpy(), states[:, t].numpy()).fit()
+        assert fit.slope[t, i].tolist() == pytest.approx(ols.params.tolist(), rel=1e-9)
+        assert fit.standard_error[t, i].tolist() == pytest.approx(ols.bse.tolist(), rel=1e-9)
+
+
+def test_state_slopes_name_bad_arguments():
+    states = torch.zeros(4, 3, 2, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"costate: expected the shape of states, \[4, 3, 2\], got \[4, 4, 2\]"
+    ):
+        adjoint.state_slopes(states, torch.zeros(4, 4, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="states: expected a batch of more than 2, got 2"):
+        adjoint.state_slopes(states[:2], states[:2])
 
 
 def test_mean_parameter_gradient_is_that_of_the_objective():

@@ -302,3 +302,34 @@ def score_costates(
     source = weight.unsqueeze(-1) * dlogp + (d.r_s if reward_path else 0)
     terminal = d.terminal if reward_path else torch.zeros_like(d.terminal)
     return adjoint_recursion(source, d.f_s, terminal, gamma=gamma)
+
+
+class StateSlopes(NamedTuple):
+    """Matrices M_t of a regression lambda_t = M_t s_t + noise, and the standard error of each entry."""
+
+    slope: Float[Tensor, "horizon state state"]
+    standard_error: Float[Tensor, "horizon state state"]
+
+
+def state_slopes(
+    states: Float[Tensor, "batch horizon state"], costate: Float[Tensor, "batch steps state"]
+) -> StateSlopes:
+    """Least-squares slope of the costate in the state at each step, over a batch of independent trajectories.
+
+    On a linear-quadratic task (9) reads E[lambda_t given s_t] = -2 P_t s_t, so that M_t estimates -2 P_t; there is no
+    intercept. Row i of M_t belongs to entry i of the costate, column j to entry j of the state; units are reward per
+    unit of the one and of the other. The standard errors take the noise to be of the same size in every state, as it
+    is there. Raises ``ValueError`` for shapes that differ or a batch without degrees of freedom.
+    """
+    if states.shape != costate.shape:
+        raise ValueError(
+            f"costate: expected the shape of states, {list(states.shape)}, got {list(costate.shape)}"
+        )
+    batch, _, dim = states.shape
+    if batch <= dim:
+        raise ValueError(f"states: expected a batch of more than {dim}, got {batch}")
+    s, lam = states.transpose(0, 1), costate.transpose(0, 1)  # [horizon, batch, state]
+    slope = torch.linalg.lstsq(s, lam).solution.mT
+    variance = (lam - s @ slope.mT).square().sum(1) / (batch - dim)  # of the noise, [horizon, state]
+    gram = torch.linalg.inv(s.mT @ s).diagonal(dim1=1, dim2=2)
+    return StateSlopes(slope, (variance[:, :, None] * gram[:, None, :]).sqrt())
