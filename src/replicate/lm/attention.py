@@ -149,10 +149,7 @@ def model_jacobians(
     total = torch.zeros(length, length, hidden, hidden, dtype=torch.float64)
     for first in range(0, length, chunk):
         size = min(chunk, length - first)
-        tangents = torch.zeros(length - first, hidden, size, hidden, dtype=total.dtype)
-        at = torch.arange(size)
-        tangents[at, :, at] = torch.eye(hidden, dtype=total.dtype)
-        tangents = tangents.flatten(2)
+        tangents = torch.eye(size * hidden, dtype=total.dtype).unflatten(0, (size, hidden))
         for carry in carriers:
             tangents = carry(tangents, first)
         total[first:, first : first + size] = tangents.unflatten(2, (size, hidden)).transpose(1, 2)
@@ -160,7 +157,8 @@ def model_jacobians(
 
 
 def _carrier(block: Anatomy) -> Callable[[Tensor, int], Tensor]:
-    """What a block makes of tangents dh_t [positions, hidden, N], t from ``first`` on: those of its outputs."""
+    """What a block makes of tangents dh_j [m, hidden, N] of the m positions from ``first`` on, the others being zero:
+    those of its outputs [positions, hidden, N], at every position from ``first`` on."""
     heads, _, size = block.v.shape
     mean = block.alpha @ block.v
     turn = _query_term(block, block.v[:, None] - mean[:, :, None])
@@ -170,16 +168,20 @@ def _carrier(block: Anatomy) -> Callable[[Tensor, int], Tensor]:
     project = block.after @ block.project  # from the heads' outputs to the block's
 
     def carry(tangents: Tensor, first: int) -> Tensor:
-        since = slice(first, None)
-        alpha, q, v = block.alpha[:, since, since], block.q[:, since], block.v[:, since]
-        mine, skip = (own[since] @ tangents).split([3 * heads * size, block.skip.shape[1]], dim=1)
-        keys, values, out = mine.unflatten(1, (3, heads, size)).permute(1, 2, 0, 3, 4)
-        out = out + torch.einsum("htj,hjcn->htcn", alpha, values)
+        since, here = slice(first, None), slice(first, first + len(tangents))
+        alpha = block.alpha[:, since, here]
+        mine, skip = (own[here] @ tangents).split([3 * heads * size, block.skip.shape[1]], dim=1)
+        keys, values, turned = mine.unflatten(1, (3, heads, size)).permute(1, 2, 0, 3, 4)
+        out = torch.einsum("htj,hjcn->htcn", alpha, values)
+        out[:, : len(tangents)] += turned
         # score term: sum_j alpha_tj (v_j - o_t) q_t^T dk_j / sqrt(d_head)
-        pull = torch.einsum("htc,hjcn->htjn", q, keys).mul_((block.scaling * alpha)[..., None])
-        out += torch.einsum("htjn,hjc->htcn", pull, v)
+        pull = torch.einsum("htc,hjcn->htjn", block.q[:, since], keys)
+        pull *= (block.scaling * alpha)[..., None]
+        out += torch.einsum("htjn,hjc->htcn", pull, block.v[:, here])
         out -= mean[:, since, :, None] * pull.sum(2)[:, :, None]
-        return torch.baddbmm(skip, project[since], out.transpose(0, 1).flatten(1, 2))
+        carried = project[since] @ out.transpose(0, 1).flatten(1, 2)
+        carried[: len(tangents)] += skip
+        return carried
 
     return carry
 
