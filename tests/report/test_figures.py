@@ -73,3 +73,10 @@ def test_every_ladder_figure_draws(frame):
 def test_units_of_the_token_axis(frame):
     assert "millions" in ladder_figures.tokens_axis(frame)[1]
     assert "billions" in ladder_figures.tokens_axis(frame.assign(tokens=frame.tokens * 1000))[1]
+
+
+def test_jitter_stays_within_its_spread_and_never_repeats():
+    offsets = figures.jitter(500, spread=0.2)
+    assert abs(offsets).max() <= 0.2
+    assert abs(offsets).max() > 0.19
+    assert len(set(offsets.round(6))) == 500

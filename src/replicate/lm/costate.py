@@ -65,7 +65,7 @@ def _layer_costates_by_hand(model, prompts, completions, weights, vocab, layers)
     tape = olmo2.forward(model, tokens, start=min(*layers, model.config.num_hidden_layers), read=read)
     final = tape.final.detach().requires_grad_()
     with frozen(model), torch.enable_grad():
-        logp = log_policy(model.lm_head(final), vocab=vocab).gather(2, completions[..., None]).squeeze(2)
+        logp = _taken(model.lm_head(final), completions, vocab)
         (at_final,) = torch.autograd.grad((weights * logp).sum(), final)  # (14) at the final state
     found = {model.config.num_hidden_layers + 1: at_final}
     found |= {layer: back[0] for layer, back in olmo2.pull_back(tape, at_final[None])}
@@ -206,5 +206,9 @@ def _read(model, prompts, completions, vocab) -> tuple[list[Tensor], Float[Tenso
     """Hidden states of all layers over prompt and o_<T, with graph, and log pi(o_t)."""
     tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
     hidden, logits = hidden_states(model, tokens)
-    logits = logits[:, prompts.shape[1] - 1 :]
-    return hidden, log_policy(logits, vocab=vocab).gather(2, completions[..., None]).squeeze(2)
+    return hidden, _taken(logits[:, prompts.shape[1] - 1 :], completions, vocab)
+
+
+def _taken(logits: Tensor, completions: Tensor, vocab: int) -> Float[Tensor, "batch T"]:
+    """log pi(o_t) of the tokens taken, from logits [batch, T, rows]."""
+    return log_policy(logits, vocab=vocab).gather(2, completions[..., None]).squeeze(2)

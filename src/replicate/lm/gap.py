@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replicate.lm.jacobians import jacobian
-from replicate.lm.recurrence import Recurrence
+from replicate.lm.recurrence import Recurrence, State
 from replicate.lm.relaxed import Relaxed, SoftReward, relaxed_costates, relaxed_rollout, soft_token
 
 _ENTRIES = 2**22  # of the Jacobians that path_norms holds at once
@@ -179,13 +179,8 @@ def paths(
     straight_through: bool = False,
 ) -> Paths:
     """Both paths of (20) at ``state``, each factor on its own; options as in a relaxed rollout."""
-    if len(state) != 1:
-        raise ValueError(f"state: expected one state [1, n], got {list(state.shape)}")
     kept = recurrence.kept(state.shape[1])
-    with torch.no_grad():
-        logits = recurrence.logits(state) * scale
-        p = soft_token(logits, tau, noise, False)
-        fed = soft_token(logits, tau, noise, straight_through) @ recurrence.embeddings
+    p, fed = _softened(recurrence, state, scale, tau, noise, straight_through)
     return Paths(
         attention=jacobian(lambda s: recurrence.advance(s, fed)[:, kept:], state)[0],
         advance=jacobian(lambda e: recurrence.advance(state, e)[:, kept:], fed)[0],
@@ -196,6 +191,23 @@ def paths(
         kept=kept,
         tau=tau,
     )
+
+
+def _softened(
+    recurrence: Recurrence,
+    state: State,
+    scale: float,
+    tau: float,
+    noise: Tensor | None,
+    straight_through: bool,
+) -> tuple[Float[Tensor, "draws vocab"], Float[Tensor, "draws dim"]]:
+    """The soft token at one state and what is fed in its place, for each row of ``noise`` (one without noise)."""
+    if len(state) != 1:
+        raise ValueError(f"state: expected one state [1, n], got {list(state.shape)}")
+    with torch.no_grad():
+        logits = (recurrence.logits(state) * scale).expand(1 if noise is None else len(noise), -1)
+        fed = soft_token(logits, tau, noise, straight_through) @ recurrence.embeddings
+        return soft_token(logits, tau, noise, False), fed
 
 
 def relaxed_jacobian(
@@ -232,13 +244,8 @@ def path_norms(
     The first are those of the attention path's new rows, the second those of the path through the token. F is
     differentiated once per distinct embedding that is fed, so straight-through costs no more than the tokens it meets.
     """
-    if len(state) != 1:
-        raise ValueError(f"state: expected one state [1, n], got {list(state.shape)}")
     kept = recurrence.kept(state.shape[1])
-    with torch.no_grad():
-        logits = (recurrence.logits(state) * scale).expand(1 if noise is None else len(noise), -1)
-        soft = soft_token(logits, tau, noise, False)
-        fed = soft_token(logits, tau, noise, straight_through) @ recurrence.embeddings
+    soft, fed = _softened(recurrence, state, scale, tau, noise, straight_through)
     head = scale * jacobian(recurrence.logits, state)[0]
     head = head[:, head.any(0)]  # columns of zeros do not change a norm
     distinct, which = fed.unique(dim=0, return_inverse=True)

@@ -30,6 +30,10 @@ State = Float[Tensor, "batch state"]
 Embedded = Float[Tensor, "batch dim"]
 
 
+Scale = Float[Tensor, " T"] | Float[Tensor, "T batch 1"]
+"""What multiplies the logits of step t (an inverse temperature): one number, or one for each state of the batch."""
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """``advance`` is F, ``logits`` is W (over tokens in use), ``embeddings`` [vocab, dim] the rows e(o).
@@ -129,9 +133,9 @@ def unroll(
     state: State,
     completions: Int[Tensor, "rows T"],
     *,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Scale | None = None,
 ) -> Unrolled:
-    """Feeds given tokens; ``scale`` multiplies the logits of step t (an inverse temperature; default 1).
+    """Feeds given tokens; ``scale`` multiplies the logits of each step (see :data:`Scale`; default 1).
 
     Raises ``ValueError`` for a completion without tokens, tokens outside the vocabulary and batches that differ.
     """
@@ -146,14 +150,14 @@ def unroll(
 
 
 def log_probs_of(
-    recurrence: Recurrence, completions: Int[Tensor, "N T"], *, scale: Float[Tensor, " T"] | None = None
+    recurrence: Recurrence, completions: Int[Tensor, "N T"], *, scale: Scale | None = None
 ) -> Callable[[Tensor], Tensor]:
     """log pi(o_t | s, o_<t) [N, T] of given completions as a function of states [N, n], one row per completion."""
     return lambda state: unroll(recurrence, state, completions, scale=scale).logp
 
 
 def log_policies(
-    recurrence: Recurrence, state: State, t: int, scale: Float[Tensor, " T"] | None = None
+    recurrence: Recurrence, state: State, t: int, scale: Scale | None = None
 ) -> Float[Tensor, "batch vocab"]:
     """log pi_t at ``state``, the logits multiplied by ``scale[t]``."""
     logits = recurrence.logits(state)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replicate.lm.enumeration import scores
-from replicate.lm.recurrence import Recurrence, State, differentiable, unroll
+from replicate.lm.recurrence import Recurrence, Scale, State, differentiable, unroll
 from replicate.lm.task import entropy
 
 SoftReward = Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ def relaxed_rollout(
     state: State,
     *,
     horizon: int,
-    scale: Float[Tensor, " T"] | Float[Tensor, "T batch 1"] | None = None,
+    scale: Scale | None = None,
     tau: float = 1.0,
     noise: Float[Tensor, "batch T vocab"] | None = None,
     straight_through: bool = False,

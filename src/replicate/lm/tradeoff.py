@@ -56,14 +56,10 @@ def discrete_gradients(
     """
     every = enumeration.all_completions(len(model.embeddings), scales.shape[1])
     leaf = state.expand(len(scales), -1).clone().requires_grad_()
+    factors = scales.repeat_interleave(len(every), 0).T[:, :, None]
     with torch.enable_grad():
-        states, logp = leaf.repeat_interleave(len(every), 0), 0.0
-        for t, scale in enumerate(scales.T):
-            tokens = every[:, t].repeat(len(scales))
-            logits = model.logits(states) * scale.repeat_interleave(len(every))[:, None]
-            logp = logp + logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-            if t + 1 < scales.shape[1]:
-                states = model.read(states, tokens)
+        states, completions = leaf.repeat_interleave(len(every), 0), every.repeat(len(scales), 1)
+        logp = recurrence.unroll(model, states, completions, scale=factors).logp.sum(1)
         values = logp.exp().unflatten(0, (len(scales), -1)) @ returns
         (grad,) = torch.autograd.grad(values.sum(), leaf)
     return grad

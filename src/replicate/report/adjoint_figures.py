@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
+from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def pairwise(table: pd.DataFrame) -> "Figure":
 
     groups = list(table.groupby("quantity", sort=False))
     sizes = [part["route"].nunique() for _, part in groups]
-    figure, axes = _panels(1, len(groups), width=9.6, height=2.8, widths=sizes)
+    figure, axes = panels(1, len(groups), width=9.6, height=2.8, widths=sizes)
     for ax, (quantity, part) in zip(axes, groups, strict=True):
         power = part.assign(power=np.log10(part["relative error"].clip(lower=_ROUND_OFF)))
         block = power.pivot(index="other", columns="route", values="power")
@@ -52,7 +52,7 @@ def planted_errors(table: pd.DataFrame, *, tolerance: float) -> "Figure":
     """
     equations = list(table.groupby("equation", sort=False))
     heights = [len(part) for _, part in equations]
-    figure, axes = _panels(len(equations), 1, width=7.2, height=4.0, heights=heights, sharex=True)
+    figure, axes = panels(len(equations), 1, width=7.2, height=4.0, heights=heights, sharex=True)
     for ax, (equation, part) in zip(axes, equations, strict=True):
         errors = part["relative error"].clip(lower=_ROUND_OFF).to_numpy()
         colours = [BLUE if error < tolerance else VERMILION for error in errors]
@@ -77,7 +77,7 @@ def riccati(table: pd.DataFrame) -> "Figure":
     ``table`` has the columns ``t, costate, state, slope, standard error, closed form``, the entries of one t being
     ``position`` and ``velocity``.
     """
-    figure, (left, right) = _panels(1, 2, width=10.0, height=3.7, widths=(1.1, 1))
+    figure, (left, right) = panels(1, 2, width=10.0, height=3.7, widths=(1.1, 1))
     entries = (
         ("position", "position", BLUE, "o", "position, position", (7, (6, -9), "left")),
         ("position", "velocity", GREEN, "o", "mixed, both orders", (3, (-6, 6), "right")),
@@ -128,7 +128,7 @@ def averages(table: pd.DataFrame) -> "Figure":
     ``table`` has the columns ``t, n, rms, standard error, slope, low, high``; the last three, the fitted slope and
     its 95 % interval, are alike within a step.
     """
-    figure, ax = _panels(1, 1, width=6.4, height=3.7)
+    figure, ax = panels(1, 1, width=6.4, height=3.7)
     for (t, part), colour in zip(table.groupby("t"), (BLUE, GREEN, VERMILION), strict=True):
         n, rms, fit = part["n"].to_numpy(), part["rms"].to_numpy(), part.iloc[-1]
         ax.errorbar(n, rms, 2 * part["standard error"], fmt="o", color=colour)
@@ -171,7 +171,7 @@ def value_fields(table: pd.DataFrame, axis_names: dict[str, tuple[str, str]]) ->
     """
     from matplotlib.lines import Line2D
 
-    figure, axes = _panels(1, len(axis_names), width=10.0, height=4.6)
+    figure, axes = panels(1, len(axis_names), width=10.0, height=4.6)
     for ax, (task, names) in zip(axes, axis_names.items(), strict=True):
         field, single = (table[(table["task"] == task) & (table["kind"] == k)] for k in ("field", "costate"))
         reach = field[["x", "y"]].to_numpy().max(0)
@@ -217,11 +217,3 @@ def _costates(ax: "Axes", spot: tuple[float, float], cloud: np.ndarray) -> None:
     x, y = (np.full(len(cloud), z) for z in spot)
     ax.quiver(x, y, *(cloud / size).T, color=VERMILION, alpha=0.6, scale=1, width=0.0025)
     ax.quiver(*spot, *(cloud.mean(0) / size), color=BLACK, scale=1, width=0.007, zorder=5)
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, widths=None, heights=None, **kwargs):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(
-        rows, columns, figsize=(width, height), width_ratios=widths, height_ratios=heights, **kwargs
-    )

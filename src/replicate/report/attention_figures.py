@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
+from replicate.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def rank(grid: pd.DataFrame, *, hidden: int) -> "Figure":
 
     ``grid`` has one row a model: layers, heads, d_head, rank, total. ``hidden`` is their common width d.
     """
-    figure, (left, right) = _panels(1, 2, width=8.6, height=3.5, sharey=True)
+    figure, (left, right) = panels(1, 2, width=8.6, height=3.5, sharey=True)
     width = grid["heads"] * grid["d_head"]
     _bound_line(left, 1.55 * width.max(), hidden)
     left.plot(width, grid["rank"], "o", color=BLUE)
@@ -58,7 +58,7 @@ def spectrum(frame: pd.DataFrame, *, marks: Mapping[int, str]) -> "Figure":
     ``frame`` has columns index (from 1), singular value (relative to the largest) and epsilon; ``marks`` maps two
     counts of singular values to the words written at them.
     """
-    figure, (ax,) = _panels(1, 1, width=7.2, height=3.6)
+    figure, ax = panels(1, 1, width=7.2, height=3.6)
     for (epsilon, mine), (colour, marker, offset) in zip(
         frame.groupby("epsilon", sort=False),
         ((GREEN, "o", (16, -3)), (BLUE, "s", (16, -3)), (VERMILION, "^", (-14, -20))),
@@ -95,7 +95,7 @@ def effective_rank(
     that head's value path. ``titles`` names the values of ``stage``, ``notes`` adds a line below each title.
     """
     layers = sorted(ranks["layer"].unique())
-    figure, axes = _panels(
+    figure, axes = panels(
         len(layers), len(titles), width=10.2, height=2.7 * len(layers) + 0.6, sharex=True, sharey=True
     )
     axes = axes.reshape(len(layers), -1)
@@ -133,7 +133,7 @@ def magnitude(sizes: pd.DataFrame, titles: Mapping[str, str]) -> "Figure":
     from matplotlib.colors import LogNorm
 
     layers = sorted(sizes["layer"].unique())
-    figure, axes = _panels(
+    figure, axes = panels(
         len(layers), len(titles), width=10.2, height=2.7 * len(layers) + 0.4, sharex=True, sharey=True
     )
     axes = axes.reshape(len(layers), -1)
@@ -183,10 +183,3 @@ def _scientific(value: float) -> str:
     if value in (0, 1):
         return f"{value:g}"
     return f"$10^{{{round(np.log10(value))}}}$"
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, **kwargs) -> tuple["Figure", np.ndarray]:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **kwargs)
-    return figure, axes if min(rows, columns) > 1 else axes.ravel()

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures import BLACK, BLUE, GREEN, GREY, VERMILION
+from replicate.report.figures import BLACK, BLUE, GREEN, GREY, VERMILION, jitter, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_GOLDEN = 0.618034  # successive multiples, modulo 1, never bunch: a jitter without random numbers
 
 
 def influence(table: pd.DataFrame) -> "Figure":
@@ -27,7 +25,7 @@ def influence(table: pd.DataFrame) -> "Figure":
     names = list(table["from"].unique())
     positions = table["t"].nunique()
     seen = np.log10(table.loc[table["norm"] > 0, "norm"])
-    figure, axes = _panels(len(names), len(names), width=7.6, height=7.6, sharex=True, sharey=True)
+    figure, axes = panels(len(names), len(names), width=7.6, height=7.6, sharex=True, sharey=True)
     for (row, column), ax in np.ndenumerate(axes):
         part = table[(table["from"] == names[row]) & (table["to"] == names[column])]
         block = part.pivot(index="t", columns="k", values="norm").to_numpy()
@@ -53,11 +51,10 @@ def lost_credit(table: pd.DataFrame) -> "Figure":
     ``table`` has the columns ``state, completion, share``.
     """
     states = list(table["state"].unique())
-    figure, ax = _panels(1, 1, width=6.4, height=2.9)
+    figure, ax = panels(1, 1, width=6.4, height=2.9)
     for row, state in enumerate(states):
         share = table.loc[table["state"] == state, "share"].to_numpy()
-        jitter = 0.4 * (np.arange(len(share)) * _GOLDEN % 1) - 0.2
-        ax.plot(share, row + jitter, "o", color=BLUE, alpha=0.4, mew=0)
+        ax.plot(share, row + jitter(len(share), spread=0.2), "o", color=BLUE, alpha=0.4, mew=0)
         ax.plot(share.mean(), row, "|", color=VERMILION, ms=24, mew=2.5)
         near_zero = share.mean() < 0.1  # then the dots leave room beside them, otherwise only above
         ax.annotate(
@@ -87,7 +84,7 @@ def monte_carlo(table: pd.DataFrame, *, slope: float, stderr: float) -> "Figure"
     ``table`` has the columns ``estimate, n, run, error, predicted``, the last being the exact root mean square; errors
     are relative to the norm of the value gradient. ``slope`` and its ``stderr`` belong to the first estimate.
     """
-    figure, ax = _panels(1, 1, width=6.8, height=3.9)
+    figure, ax = panels(1, 1, width=6.8, height=3.9)
     for (name, part), colour in zip(table.groupby("estimate", sort=False), (BLUE, VERMILION), strict=True):
         runs = part.groupby("n")["error"]
         low, high = runs.quantile(0.05), runs.quantile(0.95)
@@ -128,7 +125,7 @@ def cut_token_path(table: pd.DataFrame) -> "Figure":
     ``table`` has the columns ``model, steps back, norm``, one row per completion; lines are means, bands hold 90% of
     the completions. Zero has a place on the axis.
     """
-    figure, ax = _panels(1, 1, width=6.8, height=3.6)
+    figure, ax = panels(1, 1, width=6.8, height=3.6)
     smallest = table.loc[table["norm"] > 0, "norm"].min()
     floor = 10.0 ** np.floor(np.log10(smallest))
     for (name, part), colour, marker in zip(
@@ -171,7 +168,7 @@ def costate_map(table: pd.DataFrame, tokens: list[str]) -> "Figure":
     """
     rungs, states = table["rung"].unique(), table["state"].unique()
     seen = np.log10(table.loc[table["norm"] > 0, "norm"])
-    figure, axes = _panels(1, len(rungs), width=11.0, height=3.8, sharey=True)
+    figure, axes = panels(1, len(rungs), width=11.0, height=3.8, sharey=True)
     for ax, rung in zip(axes, rungs, strict=True):
         part = table[table["rung"] == rung]
         block = part.pivot(index="state", columns="position", values="norm").loc[states].to_numpy()
@@ -206,9 +203,3 @@ def _frame(ax: "Axes", *, ticks: tuple[list, list] | None = None) -> None:
     if ticks:
         ax.set_xticks(*ticks)
         ax.set_yticks(*ticks)
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, **kwargs):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), **kwargs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
+from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ def tangents(curves: pd.DataFrame, slopes: pd.DataFrame, *, at: float, reach: fl
     ``signal, estimator, mean``. A tangent extends ``reach`` to either side.
     """
     signals = curves["signal"].unique()
-    figure, axes = _panels(1, len(signals), width=9.6, height=3.6)
+    figure, axes = panels(1, len(signals), width=9.6, height=3.6)
     near = np.array([at - reach, at + reach])
     for ax, signal in zip(axes, signals, strict=True):
         part = curves[curves["signal"] == signal]
@@ -49,7 +49,7 @@ def variance(by_dimension: pd.DataFrame, by_noise: pd.DataFrame) -> "Figure":
     Both tables have the columns ``dimension, sigma, estimator, exact, variance, standard error``, the first with a
     single sigma and the second with a single dimension.
     """
-    figure, axes = _panels(1, 2, width=9.2, height=3.8, sharey=True)
+    figure, axes = panels(1, 2, width=9.2, height=3.8, sharey=True)
     sigma, d = by_dimension["sigma"].iloc[0], by_noise["dimension"].iloc[0]
     for ax, table, key, label in (
         (axes[0], by_dimension, "dimension", rf"dimension $d$   (at $\sigma = {sigma:g}$)"),
@@ -75,7 +75,7 @@ def baseline(table: pd.DataFrame, *, title: str) -> "Figure":
 
     ``table`` has the columns ``baseline, SF, PD, mark``; a row with an empty ``mark`` is a point of the curve.
     """
-    figure, ax = _panels(1, 1, width=5.8, height=3.6)
+    figure, ax = panels(1, 1, width=5.8, height=3.6)
     curve, marked = table[table["mark"] == ""], table[table["mark"] != ""]
     ax.plot(curve["baseline"], curve["SF"], color=_COLOURS["SF"])
     ax.plot(curve["baseline"], curve["PD"], color=_COLOURS["PD"])
@@ -114,7 +114,7 @@ def stiff(table: pd.DataFrame, names: dict[float, str], *, rate: float) -> "Figu
     ``table`` has the columns ``gain, T, SF, SF s.e., PD, PD s.e.``; ``names`` says what each gain stands for. The
     line stands in the last panel.
     """
-    figure, axes = _panels(1, len(names), width=9.6, height=3.8, sharey=True)
+    figure, axes = panels(1, len(names), width=9.6, height=3.8, sharey=True)
     for ax, (gain, name) in zip(axes, names.items(), strict=True):
         rows = table[table["gain"] == gain]
         above = max(("SF", "PD"), key=lambda kind: rows[kind].iloc[-1])
@@ -144,9 +144,3 @@ def _points(ax: "Axes", x: pd.Series, y: pd.Series, error: pd.Series, colour: st
 def _label(ax: "Axes", x: float, y: float, text: str, colour: str, *, rise: float = 0) -> None:
     """The name of a curve to the right of its last point."""
     ax.annotate(text, (x, y), (7, rise), textcoords="offset points", color=colour, va="center")
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, **kwargs):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), **kwargs)

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -38,6 +40,23 @@ def use_style() -> None:
     # seaborn 0.13 passes pandas a keyword that pandas 3 ignores and says so on stderr, which strict nbval compares.
     if hasattr(pd.errors, "Pandas4Warning"):
         warnings.filterwarnings("ignore", message=".*copy keyword.*", category=pd.errors.Pandas4Warning)
+
+
+def panels(rows: int, columns: int, *, width: float, height: float, widths=None, heights=None, **options):
+    """A figure of ``width`` x ``height`` inches and its axes, as ``pyplot.subplots`` gives them.
+
+    ``widths`` and ``heights`` are the relative sizes of columns and rows; ``options`` are passed on.
+    """
+    import matplotlib.pyplot as plt
+
+    size = {"figsize": (width, height), "width_ratios": widths, "height_ratios": heights}
+    return plt.subplots(rows, columns, **size, **options)
+
+
+def jitter(count: int, *, spread: float) -> np.ndarray:
+    """``count`` offsets between -spread and spread that tell coinciding dots apart, without random numbers."""
+    # Multiples of the golden ratio, modulo 1, never bunch.
+    return spread * (2 * (0.618034 * np.arange(count) % 1) - 1)
 
 
 def save(figure: "Figure", name: str, data: "pd.DataFrame", folder: str | os.PathLike) -> Path:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from replicate.lm import gap
-from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def two_paths(frame: pd.DataFrame) -> "Figure":
     drawn where they differ. Norms below 1e-4 leave the panels at the bottom.
     """
     models, paths = list(frame.model.unique()), ("attention", "token")
-    figure, axes = _panels(2, len(models), width=9.2, height=5.4, sharex=True, sharey="row", squeeze=False)
+    figure, axes = panels(2, len(models), width=9.2, height=5.4, sharex=True, sharey="row", squeeze=False)
     for (path, row), (column, model) in itertools.product(zip(paths, axes, strict=True), enumerate(models)):
         ax = row[column]
         for (way, part), marker in zip(
@@ -65,7 +65,7 @@ def two_paths(frame: pd.DataFrame) -> "Figure":
 def norm_against_entropy(policies: pd.DataFrame, *, vocab: int) -> "Figure":
     """Norm of the softmax Jacobian against the entropy: the ladder's policies (columns ``rung, H, norm``), the sharp
     bound, the normalised form with constant 1, and two families: all policies on two tokens, uniform ones on n."""
-    figure, ax = _panels(1, 1, width=6.6, height=4.1)
+    figure, ax = panels(1, 1, width=6.6, height=4.1)
     grid = np.geomspace(3e-4, math.log(vocab), 200)
     ax.loglog(grid, grid / (2 * math.log(2)), color=BLACK)
     ax.annotate(r"sharp bound $H/(2\ln 2)$", (0.0027, 0.0034), rotation=27.5, fontsize=9, ha="center")
@@ -100,7 +100,7 @@ def norm_against_entropy(policies: pd.DataFrame, *, vocab: int) -> "Figure":
 def gumbel(frame: pd.DataFrame, pi: torch.Tensor) -> "Figure":
     """Mean norm, root mean square norm and norm of the mean of Gumbel-softmax Jacobians of the policy ``pi`` against
     the temperature (columns ``tau, mean, se, rms, norm of mean``), with the limits and the entropy bound."""
-    figure, ax = _panels(1, 1, width=6.8, height=3.7)
+    figure, ax = panels(1, 1, width=6.8, height=3.7)
     ax.errorbar(frame.tau, frame["mean"], 2 * frame.se, fmt="o-", color=BLUE)
     ax.plot(frame.tau, frame.rms, "s-", color=VERMILION)
     ax.plot(frame.tau, frame["norm of mean"], "^-", color=GREEN)
@@ -131,7 +131,7 @@ def gumbel(frame: pd.DataFrame, pi: torch.Tensor) -> "Figure":
 def whose_entropy(frame: pd.DataFrame) -> "Figure":
     """Norm over the sharp bound taken with the *policy's* entropy, two tokens: without noise (left), mean over Gumbel
     noise and largest over it (right). Columns ``tau, H, no noise, mean, largest``."""
-    figure, axes = _panels(1, 2, width=9.2, height=3.6, sharey=True)
+    figure, axes = panels(1, 2, width=9.2, height=3.6, sharey=True)
     taus = sorted(frame.tau.unique())
     for ax, column in zip(axes, ("no noise", "mean"), strict=True):
         for tau, colour in zip(taus, (BLUE, SKY, BLACK, ORANGE, VERMILION), strict=False):
@@ -152,7 +152,7 @@ def whose_entropy(frame: pd.DataFrame) -> "Figure":
 def chain(frame: pd.DataFrame, rewards: dict[str, float]) -> "Figure":
     """How the bound of (21) grows over the exact norm, factor by factor: one thin line a prompt, their geometric mean
     thick, a panel per rung. ``frame`` has the column ``rung`` and one column per step of the chain, in order."""
-    figure, axes = _panels(1, len(rewards), width=10.4, height=3.6, sharey=True)
+    figure, axes = panels(1, len(rewards), width=10.4, height=3.6, sharey=True)
     for ax, (rung, reward) in zip(np.atleast_1d(axes), rewards.items(), strict=True):
         part = frame[frame.rung == rung].drop(columns="rung")
         steps = range(len(part.columns))
@@ -165,9 +165,3 @@ def chain(frame: pd.DataFrame, rewards: dict[str, float]) -> "Figure":
         "From the exact norm of the token path to the bound of (21)", x=0.01, ha="left", fontsize=10.5
     )
     return figure
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, **kwargs):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), **kwargs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
+from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ def token_by_token(table: pd.DataFrame) -> "Figure":
 
     ``table`` has the columns ``side, t, parameter, mean, standard error``, the side "difference" being paired.
     """
-    figure, (left, right) = _panels(1, 2, width=9.6, height=3.5)
+    figure, (left, right) = panels(1, 2, width=9.6, height=3.5)
     steps, parameters = table["t"].unique(), list(table["parameter"].unique())
     for (side, name), part in table.groupby(["side", "parameter"]):
         k = parameters.index(name)
@@ -53,7 +53,7 @@ def group_mean(table: pd.DataFrame) -> "Figure":
 
     ``table`` has the columns ``G, baseline, factor, standard error``, the baselines being "mean" and "leave_one_out".
     """
-    figure, ax = _panels(1, 1, width=6.2, height=3.5)
+    figure, ax = panels(1, 1, width=6.2, height=3.5)
     G = np.linspace(1.8, 1.06 * table["G"].max(), 100)
     ax.plot(G, 1 - 1 / G, color=VERMILION, lw=1)
     ax.axhline(1, color=BLUE, lw=1)
@@ -80,7 +80,7 @@ def group_std(exact: pd.DataFrame, measured: pd.DataFrame) -> "Figure":
     ``exact`` has the columns ``p, limit`` and one ``G = k`` a group size; ``measured`` has ``1 / std, weight`` and
     ``standard error``.
     """
-    figure, (left, right) = _panels(1, 2, width=9.6, height=3.6)
+    figure, (left, right) = panels(1, 2, width=9.6, height=3.6)
     sizes = [name for name in exact if name.startswith("G = ")]
     for name, colour in zip(sizes, (GREY, ORANGE, GREEN, BLUE), strict=True):
         left.plot(exact["p"], exact[name], color=colour)
@@ -118,7 +118,7 @@ def clip(table: pd.DataFrame) -> "Figure":
 
     ``table`` has the columns ``shift, truth, free, free s.e., clipped, clipped s.e.``.
     """
-    figure, ax = _panels(1, 1, width=6.8, height=3.6)
+    figure, ax = panels(1, 1, width=6.8, height=3.6)
     ax.plot(table["shift"], table["truth"], color=BLACK, lw=1)
     for kind, colour, marker in (("free", BLUE, "o"), ("clipped", VERMILION, "s")):
         _points(ax, table["shift"], table, kind, colour, error=f"{kind} s.e.", marker=marker)
@@ -145,7 +145,7 @@ def family(table: pd.DataFrame) -> "Figure":
     ``table`` is indexed by the estimators' names and has the columns of
     :func:`replicate.theory.policy_gradients.update_statistics`.
     """
-    figure, axes = _panels(1, 3, width=10.4, height=3.7, sharey=True)
+    figure, axes = panels(1, 3, width=10.4, height=3.7, sharey=True)
     rows = table.iloc[::-1]
     rows = rows.assign(miss=1 - rows["cosine"])
     colours = [{"BPTT": BLUE, "GRPO": VERMILION}.get(name, "0.4") for name in rows.index]
@@ -174,7 +174,7 @@ def training(table: pd.DataFrame) -> "Figure":
     """
     from scipy.stats import t
 
-    figure, axes = _panels(1, table["task"].nunique(), width=9.6, height=3.6)
+    figure, axes = panels(1, table["task"].nunique(), width=9.6, height=3.6)
     for ax, (task, rows) in zip(axes, table.groupby("task"), strict=True):
         for name, (colour, style, width) in _METHODS.items():
             seeds = rows[rows["method"] == name].groupby("rollouts")["J"]
@@ -200,9 +200,3 @@ def _points(
     """Dots with whiskers of two standard errors."""
     style = {"marker": "o", "ls": "none", **style}
     ax.errorbar(x, table[column], 2 * table[error], color=colour, **style)
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, **kwargs):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), **kwargs)

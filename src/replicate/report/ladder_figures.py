@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, panels
 from replicate.report.stats import affine_fit, zscore
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def tokens_axis(frame: pd.DataFrame) -> tuple[np.ndarray, str]:
 
 def abilities(frame: pd.DataFrame, *, labels: int, vocab: int) -> "Figure":
     """What each checkpoint does at the answer position: reward and masses on the left, entropy on the right."""
-    figure, (left, right) = _panels(1, 2, width=9.0, height=3.4)
+    figure, (left, right) = panels(1, 2, width=9.0, height=3.4)
     x, label = tokens_axis(frame)
     for column, name, colour in (
         ("label_mass", "mass on the labels", GREY),
@@ -71,9 +71,9 @@ def abilities(frame: pd.DataFrame, *, labels: int, vocab: int) -> "Figure":
 
 def components(frame: pd.DataFrame) -> "Figure":
     """Figure 3: V, Delta, kappa, headroom, J_0 and entropy against the checkpoints, one panel each."""
-    figure, axes = _panels(2, 3, width=9.6, height=5.0, sharex=True)
+    figure, axes = panels(2, 3, width=9.6, height=5.0, sharex=True)
     x, label = tokens_axis(frame)
-    panels = (
+    contents = (
         ("V", "$V$: squared value gradient", BLUE),
         ("delta", "$\\Delta$: squared distance to it", VERMILION),
         ("kappa", "$\\kappa$: alignment", GREEN),
@@ -81,7 +81,7 @@ def components(frame: pd.DataFrame) -> "Figure":
         ("J0", "$J_0$: reward before RL", BLACK),
         ("entropy", "entropy (nats)", PURPLE),
     )
-    for ax, (column, title, colour) in zip(axes.flat, panels, strict=True):
+    for ax, (column, title, colour) in zip(axes.flat, contents, strict=True):
         ax.plot(x, frame[column], color=colour, marker=".")
         ax.set_title(title)
         if column in ("V", "delta", "kappa"):
@@ -95,7 +95,7 @@ def gains(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
     """Measured RL gain per budget (95% t-intervals over seeds) and its mean over budgets."""
     from scipy.stats import t
 
-    figure, ax = _panels(1, 1, width=7.6, height=3.8)
+    figure, ax = panels(1, 1, width=7.6, height=3.8)
     x, label = tokens_axis(frame)
     budgets = sorted(table.budget.unique())
     for budget, colour in zip(budgets, _BUDGET_COLOURS, strict=False):
@@ -114,7 +114,7 @@ def gains(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
 def prediction(frame: pd.DataFrame, *, names: tuple[str, ...] = ("S", "V")) -> "Figure":
     """Figure 1: measured gain and the gain predicted by an affine map of a score, for two scores; beside each the
     scatter of the same numbers, coloured by J_0."""
-    figure, axes = _panels(len(names), 2, width=9.2, height=3.1 * len(names), widths=(1.7, 1))
+    figure, axes = panels(len(names), 2, width=9.2, height=3.1 * len(names), widths=(1.7, 1))
     x, label = tokens_axis(frame)
     titles = {"S": "score $S = (V - \\Delta)\\,H$, the primary reading", "V": "signal $V$ alone"}
     for (left, right), name in zip(np.atleast_2d(axes), names, strict=True):
@@ -142,7 +142,7 @@ def prediction(frame: pd.DataFrame, *, names: tuple[str, ...] = ("S", "V")) -> "
 
 def predictor(frame: pd.DataFrame) -> "Figure":
     """Figure 4: the primary predictor against the checkpoints, with the measured gain on the same scale (z-scores)."""
-    figure, ax = _panels(1, 1, width=7.6, height=3.6)
+    figure, ax = panels(1, 1, width=7.6, height=3.6)
     x, label = tokens_axis(frame)
     for column, name, colour, style in (
         ("gain", "measured RL gain", BLACK, "-"),
@@ -160,8 +160,8 @@ def predictor(frame: pd.DataFrame) -> "Figure":
 
 def readiness(frame: pd.DataFrame) -> "Figure":
     """Figure 5: mean post-RL reward against J_0 + affine(S) (left), z(J_0) + z(S) (middle), and J_0 alone (right)."""
-    figure, axes = _panels(1, 3, width=10.2, height=3.5, sharey=True)
-    panels = (
+    figure, axes = panels(1, 3, width=10.2, height=3.5, sharey=True)
+    contents = (
         (
             frame.J0 + affine_fit(frame.S, frame.gain),
             f"$J_0 + a + b\\,S$, fitted $b {_sign(frame.S, frame.gain)} 0$",
@@ -170,13 +170,13 @@ def readiness(frame: pd.DataFrame) -> "Figure":
         (zscore(frame.J0) + zscore(frame.S), "$z(J_0) + z(S)$", "figure 5 right: scale-free"),
         (frame.J0, "$J_0$", "not in the paper: $J_0$ alone"),
     )
-    for ax, (values, label, title) in zip(axes, panels, strict=True):
+    for ax, (values, label, title) in zip(axes, contents, strict=True):
         points = ax.scatter(values, frame.post, c=frame.tokens, cmap="viridis", s=22)
         ax.set(xlabel=label, title=title)
         correlation = np.corrcoef(values, frame.post)[0, 1]
         ax.annotate(f"r = {correlation:.3f}", (0.04, 0.92), xycoords="axes fraction")
     axes[0].set_ylabel("mean post-RL reward")
-    _diagonal(axes[0], panels[0][0], frame.post)
+    _diagonal(axes[0], contents[0][0], frame.post)
     bar = figure.colorbar(points, ax=axes[-1], ticks=[frame.tokens.min(), frame.tokens.max()])
     bar.ax.set_yticklabels(["first", "last"])
     bar.set_label("checkpoint", labelpad=-12)
@@ -185,7 +185,7 @@ def readiness(frame: pd.DataFrame) -> "Figure":
 
 def forest(table: pd.DataFrame, *, title: str) -> "Figure":
     """Rank correlations of several predictors with their block-bootstrap intervals, one row each."""
-    figure, ax = _panels(1, 1, width=7.4, height=0.38 * len(table) + 1.5)
+    figure, ax = panels(1, 1, width=7.4, height=0.38 * len(table) + 1.5)
     rows = np.arange(len(table))[::-1]
     ax.hlines(rows, table.low, table.high, color=BLUE, lw=2)
     ax.plot(
@@ -207,7 +207,7 @@ def multiverse(table: pd.DataFrame) -> "Figure":
 
     kinds = list(table.kind.unique())
     rows = -(-len(kinds) // 4)
-    figure, axes = _panels(
+    figure, axes = panels(
         rows, min(4, len(kinds)), width=10.4, height=2.7 * rows + 0.4, sharey=True, sharex=True
     )
     for ax, kind in zip(np.ravel(axes), kinds, strict=True):
@@ -229,12 +229,6 @@ def multiverse(table: pd.DataFrame) -> "Figure":
         ax.tick_params(axis="y", rotation=0)
         ax.grid(visible=False)
     return figure
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, widths=None, **kwargs):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), width_ratios=widths, **kwargs)
 
 
 def _sign(x, y) -> str:

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
+from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, jitter, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLOURS = (BLUE, GREEN, ORANGE, VERMILION, PURPLE)  # of the five laws, in the order of the table
-_GOLDEN = 0.618034  # successive multiples, modulo 1, never bunch: a jitter without random numbers
 
 
 def families(table: pd.DataFrame) -> "Figure":
     """Density (left) and score weight (right) of each noise law: columns ``law, x, density, weight``."""
-    figure, (left, right) = _panels(1, 2, width=9.2, height=3.4)
+    figure, (left, right) = panels(1, 2, width=9.2, height=3.4)
     ends = table.groupby("law", sort=False)["weight"].last()
     heights = _apart(ends, gap=0.6)
     for (name, part), colour in zip(table.groupby("law", sort=False), _COLOURS, strict=True):
@@ -60,12 +59,19 @@ def z_scores(table: pd.DataFrame, *, bound: float) -> "Figure":
 
     ``table`` has the columns ``law, m, coordinate, z``; ``bound`` is what the worst of all coordinates may reach.
     """
-    figure, ax = _panels(1, 1, width=8.8, height=3.5)
+    figure, ax = panels(1, 1, width=8.8, height=3.5)
     laws, sizes = table["law"].unique(), table["m"].unique()
     colours = dict(zip(laws, _COLOURS, strict=True))
     for column, ((law, _), part) in enumerate(table.groupby(["law", "m"], sort=False)):
-        jitter = 0.44 * (np.arange(len(part)) * _GOLDEN % 1) - 0.22
-        ax.plot(column + jitter, part["z"], "o", ms=3.8, color=colours[law], alpha=0.6, mew=0)
+        ax.plot(
+            column + jitter(len(part), spread=0.22),
+            part["z"],
+            "o",
+            ms=3.8,
+            color=colours[law],
+            alpha=0.6,
+            mew=0,
+        )
     for level in (-bound, bound):
         ax.axhline(level, color=GREY, lw=1)
     ax.annotate(
@@ -105,7 +111,7 @@ def boundary_term(table: pd.DataFrame) -> "Figure":
     ``table`` has the columns ``law, mu, SF, PD, closed form``; dots are SF plus the boundary term in closed form.
     """
     laws = table["law"].unique()
-    figure, axes = _panels(1, len(laws), width=9.2, height=3.7)
+    figure, axes = panels(1, len(laws), width=9.2, height=3.7)
     for ax, law in zip(axes, laws, strict=True):
         part = table[table["law"] == law]
         mended = part["SF"] + part["closed form"]
@@ -125,7 +131,7 @@ def relaxed_token(table: pd.DataFrame, *, norm: float) -> "Figure":
     ``table`` has the columns ``tau, bias, standard error, spread``; all are divided by ``norm``, that of the true
     gradient. Hollow marks: a bias of less than two standard errors.
     """
-    figure, ax = _panels(1, 1, width=6.4, height=3.7)
+    figure, ax = panels(1, 1, width=6.4, height=3.7)
     tau, bias, error = table["tau"], table["bias"] / norm, 2 * table["standard error"] / norm
     seen = bias > error
     floor = bias.min() / 3
@@ -172,7 +178,7 @@ def variance_ratio(table: pd.DataFrame) -> "Figure":
 
     ``table`` has the columns ``m, sigma, ratio, standard error, exact``.
     """
-    figure, ax = _panels(1, 1, width=6.4, height=4.0)
+    figure, ax = panels(1, 1, width=6.4, height=4.0)
     for (sigma, part), colour in zip(table.groupby("sigma"), (BLUE, GREEN, ORANGE, VERMILION), strict=True):
         ax.plot(part["m"], part["exact"], color=colour)
         ax.errorbar(part["m"], part["ratio"], 2 * part["standard error"], fmt="o", color=colour)
@@ -206,9 +212,3 @@ def _apart(heights: pd.Series, *, gap: float) -> pd.Series:
 def _label_end(ax: "Axes", x: pd.Series, y: pd.Series, text: str, colour: str) -> None:
     """Writes ``text`` to the right of a line's last point."""
     ax.annotate(text, (x.iloc[-1], y.iloc[-1]), (9, 0), textcoords="offset points", color=colour, va="center")
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, **kwargs):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), **kwargs)

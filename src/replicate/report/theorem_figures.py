@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
+from replicate.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ _ESTIMATES = {
 def both_sides(table: pd.DataFrame) -> "Figure":
     """Left side of (23) at t = 1 against its right sides, one point a rollout: columns ``t, sharp, entropy`` and
     ``error`` (the cut costate, left panel) or ``sent`` (what GRPO sends in expectation, right panel)."""
-    figure, axes = _panels(1, 2, width=9.0, height=3.9, sharex=True, sharey=True)
+    figure, axes = panels(1, 2, width=9.0, height=3.9, sharex=True, sharey=True)
     first = table[table["t"] == 1]
     x, y = first[["sharp", "entropy"]], first[["error", "sent"]]
     reach = np.array([x.min().min() / 2, x.max().max() * 2])
@@ -67,7 +67,7 @@ def absolute_relative(table: pd.DataFrame, curves: pd.DataFrame, *, last: float)
     """
     from matplotlib.colors import LogNorm
 
-    figure, axes = _panels(1, 3, width=11.4, height=3.7, widths=(1, 1, 1.1))
+    figure, axes = panels(1, 3, width=11.4, height=3.7, widths=(1, 1, 1.1))
     for ax, column, title in (
         (axes[0], "error", "absolute: $\\|\\lambda^{\\rm cut}_1-\\lambda_1\\|$"),
         (axes[1], "relative", "relative: the same / $\\|\\lambda_1\\|$"),
@@ -101,7 +101,7 @@ def absolute_relative(table: pd.DataFrame, curves: pd.DataFrame, *, last: float)
 def along_ladder(table: pd.DataFrame) -> "Figure":
     """Absolute and relative error against the entropy of the tokens in between: a colour a rung (``stage``), a marker
     for each number ``k`` of tokens in between."""
-    figure, axes = _panels(1, 2, width=9.4, height=3.5)
+    figure, axes = panels(1, 2, width=9.4, height=3.5)
     columns = {
         "error": ("error of the cut costate", "$\\|\\lambda^{\\rm cut}_1-\\lambda_1\\|$"),
         "relative": (
@@ -130,7 +130,7 @@ def bias_variance(curves: pd.DataFrame) -> "Figure":
     """Mean squared errors against the group size, with intervals: a row of panels a reward, a column an entropy;
     columns ``reward, H, estimate, G, mean, low, high``."""
     rewards, levels = curves["reward"].unique(), sorted(curves["H"].unique(), reverse=True)
-    figure, axes = _panels(len(rewards), len(levels), width=10.4, height=6.0, sharex=True, sharey=True)
+    figure, axes = panels(len(rewards), len(levels), width=10.4, height=6.0, sharex=True, sharey=True)
     for (i, reward), (j, level) in ((a, b) for a in enumerate(rewards) for b in enumerate(levels)):
         ax = axes[i, j]
         panel = curves[(curves["reward"] == reward) & (curves["H"] == level)]
@@ -150,12 +150,6 @@ def bias_variance(curves: pd.DataFrame) -> "Figure":
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     return figure
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, widths=None, **kwargs):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), width_ratios=widths, **kwargs)
 
 
 def _band(ax: "Axes", part: pd.DataFrame, x: str, colour: str, *, style: str = "-", label: str = "") -> None:
