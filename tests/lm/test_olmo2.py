@@ -1,6 +1,7 @@
 """The written-out passes of OLMo-2 against the library's forward pass, autograd and finite differences."""
 
-import time
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -178,24 +179,37 @@ def test_bad_layers_and_positions_are_refused():
         olmo2.forward(model, tokens, read=7)
 
 
+MEASUREMENT = """
+import time
+import torch
+from replicate.lm.states import answer_pass, pull_back
+from replicate.lm.tiny import tiny_model
+
+torch.set_num_threads(1)
+g = [torch.Generator().manual_seed(seed) for seed in range(3)]
+model = tiny_model("olmo2", layers=3, hidden=64, heads=4, vocab=288, attention="sdpa", generator=g[0]).float()
+tokens = torch.randint(288, (256, 22), generator=g[1])
+cotangent = torch.randn(1, 256, 64, generator=g[2])
+
+def forward():
+    with torch.no_grad():
+        model(input_ids=tokens, logits_to_keep=1, use_cache=False)
+
+def measure():
+    pull_back(answer_pass(model, tokens, layer=0), cotangent)
+
+best = {}
+for _ in range(20):
+    for work in (forward, measure):
+        start = time.process_time()
+        work()
+        best[work] = min(best.get(work, float("inf")), time.process_time() - start)
+print(best[measure] / best[forward])
+"""
+
+
 def test_a_measurement_takes_less_than_2_3_forward_passes_in_seconds():
-    # The ladder's shape; processor time of the shortest of alternated runs, since a busy machine only ever adds.
-    model = tiny_model("olmo2", layers=3, hidden=64, heads=4, vocab=288, attention="sdpa", generator=seeded())
-    model = model.float()
-    tokens = torch.randint(288, (256, 22), generator=seeded(1))
-    cotangent = torch.randn(1, 256, 64, generator=seeded(2))
-
-    def forward():
-        with torch.no_grad():
-            model(input_ids=tokens, logits_to_keep=1, use_cache=False)
-
-    def measure():
-        pull_back(answer_pass(model, tokens, layer=0), cotangent)
-
-    best = {}
-    for _ in range(20):
-        for work in (forward, measure):
-            start = time.process_time()
-            work()
-            best[work] = min(best.get(work, float("inf")), time.process_time() - start)
-    assert best[measure] < 2.3 * best[forward]
+    # The ladder's shape; processor time of the shortest of alternated runs, since a busy machine only ever adds. In a
+    # process of its own: what earlier tests left of the heap can make every pass fault its pages anew.
+    run = subprocess.run([sys.executable, "-c", MEASUREMENT], capture_output=True, text=True, check=True)
+    assert 1.0 < float(run.stdout) < 2.3
