@@ -1,44 +1,104 @@
-"""Verdicts: judged by numbers, from a closed vocabulary, saved whole."""
+"""Verdicts: judged by numbers, from a closed vocabulary, each with its owner, saved whole."""
 
 import pytest
 
 from replicate.report import claims
+
+AT = {"where": "(6)", "quantity": "error"}
 
 
 def table():
     return claims.Verdicts("02_costates", "toy MDPs")
 
 
+def cells(verdicts):
+    return [line.split(" | ") for line in verdicts._repr_markdown_().splitlines()[2:]]
+
+
 def test_bounds_decide():
     verdicts = table()
-    common = {"where": "(6)", "quantity": "error"}
-    assert verdicts.check("a", value=1e-12, below=1e-10, **common).verdict == "reproduced"
-    assert verdicts.check("b", value=1e-3, below=1e-10, **common).verdict == "not reproduced"
-    assert verdicts.check("c", value=3.0, above=1.0, below=2.0, **common).passed is False
-    assert verdicts.check("d", value=float("nan"), below=1.0, **common).passed is False
-    assert [row.claim for row in verdicts.failed] == ["b", "c", "d"]
+    verdicts.check("a", kind="paper", value=1e-12, below=1e-10, **AT)
+    verdicts.check("b", kind="paper", value=1e-3, below=1e-10, **AT)
+    verdicts.check("c", kind="ours", value=3.0, above=1.0, below=2.0, **AT)
+    verdicts.check("d", kind="background", value=float("nan"), below=1.0, **AT)
+    verdicts.check("e", kind="ours", value=1.0, below=1.0, **AT)  # bounds are open
+    assert [row.verdict for row in verdicts] == ["reproduced"] + 4 * ["not reproduced"]
+    assert [row.claim for row in verdicts.failed] == ["b", "c", "d", "e"]
 
 
-def test_vocabulary_is_closed_and_a_bound_is_needed():
-    with pytest.raises(ValueError, match="expected one of"):
-        table().check("a", where="", quantity="", value=0.0, below=1.0, if_true="proved")
-    with pytest.raises(ValueError, match="bound"):
-        table().check("a", where="", quantity="", value=0.0)
-
-
-def test_digits_are_shown_only_on_request():
+def test_a_check_gives_nothing_back():
+    """So that no notebook cell ends in a row by accident, and none needs ``_ =`` in front."""
     verdicts = table()
-    verdicts.check("a", where="(6)", quantity="error", value=0.12345, below=1.0)
-    assert "0.12" not in verdicts._repr_markdown_()
-    verdicts.check("b", where="(6)", quantity="slope", value=-0.5012, below=0.0, show="+.1f")
-    assert "slope = -0.5" in verdicts._repr_markdown_()
+    assert verdicts.check("a", kind="paper", value=0.0, below=1.0, **AT) is None
+    assert verdicts.control("b", value=0.0, below=1.0, **AT) is None
+    assert verdicts.refutes("c", value=0.0, below=1.0, **AT) is None
+    assert verdicts.empties("d", value=0.0, below=1.0, **AT) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"if_true": "proved", "below": 1.0}, "expected one of"),
+        ({}, "bound"),
+        ({"kind": "theirs", "below": 1.0}, "kind: expected one of .*, got 'theirs'"),
+        ({"kind": "control", "below": 1.0}, "use control"),
+    ],
+)
+def test_what_a_row_needs_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        table().check("a", **{"kind": "paper", "value": 0.0, **AT, **options})
+
+
+def test_a_row_says_what_was_measured():
+    unsourced = claims.Verdicts("09_ladder", None)
+    with pytest.raises(ValueError, match="source: 'a' does not say"):
+        unsourced.check("a", kind="ours", value=0.0, below=1.0, **AT)
+    unsourced.check("b", kind="ours", value=0.0, below=1.0, source="toy MDPs", **AT)
+    assert unsourced.rows[0].source == "toy MDPs"
+
+
+def test_a_refuting_row_never_reads_pass_and_not_reproduced():
+    verdicts = table()
+    verdicts.refutes("credit is blocked", value=0.7, above=1e-3, **AT)
+    verdicts.refutes("credit flows", value=0.0, above=1e-3, **AT)
+    (against, stands) = cells(verdicts)
+    assert against[6:] == ["refuted", "**not reproduced** |"]
+    assert stands[6:] == ["not refuted", "**reproduced** |"]
+    assert verdicts.rows[0].kind == "paper"
+
+
+def test_an_emptying_row_says_that_the_claim_says_nothing():
+    verdicts = table()
+    verdicts.empties("the bound holds", value=2e3, above=1.0, **AT)
+    verdicts.empties("the other bound holds", value=0.5, above=1.0, **AT)
+    (empty, binding) = cells(verdicts)
+    assert empty[6:] == ["says nothing", "**true but vacuous here** |"]
+    assert binding[6:] == ["binds", "**reproduced** |"]
+
+
+def test_a_control_that_fails_fails_the_notebook():
+    verdicts = table()
+    verdicts.control("... and a flipped sign fails", value=2.0, above=1.0, **AT)
+    verdicts.check("wrong", kind="paper", value=2.0, below=1.0, **AT)
+    verdicts.require_controls()  # a claim that does not hold is a finding, not a failure
+    verdicts.control("... and a dropped term fails", value=0.5, above=1.0, **AT)
+    with pytest.raises(claims.ControlFailed, match=r"1 control.*dropped term.*0\.5.*expected > 1"):
+        verdicts.require_controls()
+
+
+def test_values_are_shown_where_nbval_passes_over_them():
+    verdicts = table()
+    verdicts.check("a", kind="ours", value=0.123456, below=1.0, **AT)
+    verdicts.check("b", kind="ours", value=float("inf"), below=1.0, **AT)
+    verdicts.untestable("c", kind="paper", where="(7)", because="no data")
+    assert [row[4] for row in cells(verdicts)] == ["`0.123`", "not finite", "-"]
 
 
 def test_saved_tables_come_back_in_order(tmp_path):
     for name in ("11_b", "02_a"):
         verdicts = claims.Verdicts(name, "toy MDPs")
-        verdicts.check("holds", where="(6)", quantity="error", value=0.25, below=1.0)
-        verdicts.untestable("hangs", where="(7)", because="no data")
+        verdicts.check("holds", kind="paper", value=0.25, below=1.0, **AT)
+        verdicts.untestable("hangs", kind="paper", where="(7)", because="no data")
         verdicts.save(tmp_path)
     loaded = claims.load(tmp_path)
     assert [t.notebook for t in loaded] == ["02_a", "11_b"]
@@ -48,42 +108,65 @@ def test_saved_tables_come_back_in_order(tmp_path):
     assert text.count("**not testable here**") == 2
 
 
-def test_controls_are_shown_in_the_notebook_and_kept_out_of_the_map():
+def test_a_damaged_file_is_named(tmp_path):
+    table().save(tmp_path)
+    path = tmp_path / "02_costates.json"
+    for text in ("{", '{"notebook": "02_costates", "rows": [{"claim": "a"}]}', "{}"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"02_costates\.json: damaged"):
+            claims.load(tmp_path)
+
+
+def several():
     verdicts = table()
-    verdicts.check("holds", where="(6)", quantity="error", value=0.0, below=1.0)
-    verdicts.check("... and a flipped sign fails", where="(6)", quantity="error", value=2.0, above=1.0)
-    assert "flipped" in verdicts._repr_markdown_()
-    assert "flipped" not in claims.claims_map([verdicts])
+    verdicts.check("holds", kind="paper", value=0.0, below=1.0, **AT)
+    verdicts.control("... and a flipped sign fails", value=2.0, above=1.0, **AT)
+    verdicts.check("fails", kind="ours", value=2.0, below=1.0, **AT)
+    verdicts.check("is known", kind="background", value=0.0, below=1.0, **AT)
+    return verdicts
+
+
+def test_controls_are_shown_in_the_notebook_and_kept_out_of_the_map():
+    assert "flipped" in several()._repr_markdown_()
+    assert "flipped" not in claims.claims_map([several()])
 
 
 def test_a_bar_in_a_cell_does_not_end_it():
     verdicts = table()
-    verdicts.check("holds", where="(6)", quantity="|z|", value=0.0, below=1.0)
+    verdicts.check("holds", kind="ours", where="(6)", quantity="|z|", value=0.0, below=1.0)
     row = verdicts._repr_markdown_().splitlines()[2]
-    assert row.replace("\\|", "").count("|") == 7
+    assert row.replace("\\|", "").count("|") == 9
 
 
-def test_a_map_can_be_of_some_verdicts_only():
-    verdicts = table()
-    verdicts.check("holds", where="(6)", quantity="error", value=0.0, below=1.0)
-    verdicts.check("fails", where="(6)", quantity="error", value=2.0, below=1.0)
-    some = claims.claims_map([verdicts], only=["not reproduced"])
+def test_a_map_can_be_of_some_verdicts_and_some_owners_only():
+    some = claims.claims_map([several()], only=["not reproduced"])
     assert "fails" in some
     assert "holds" not in some
+    some = claims.claims_map([several()], kinds=["paper"])
+    assert "holds" in some
+    assert "fails" not in some
     with pytest.raises(ValueError, match=r"only: expected verdicts out of .*, got \['wrong'\]"):
-        claims.claims_map([verdicts], only=["wrong"])
+        claims.claims_map([several()], only=["wrong"])
+
+
+def test_the_map_links_to_the_notebook_and_names_the_cell():
+    verdicts = several()
+    assert "[02_costates](notebooks/02_costates.ipynb)" in claims.claims_map(
+        [verdicts], notebooks="notebooks"
+    )
+    assert "[02_costates](02_costates.ipynb)" in claims.claims_map([verdicts])
 
 
 def test_counts_leave_controls_out_and_add_up():
-    verdicts = table()
-    verdicts.check("holds", where="(6)", quantity="error", value=0.0, below=1.0)
-    verdicts.check("... and a control", where="(6)", quantity="error", value=0.0, below=1.0)
-    verdicts.check("fails", where="(6)", quantity="error", value=2.0, below=1.0)
     other = claims.Verdicts("03_b", "toy MDPs")
-    other.check("holds too", where="(6)", quantity="error", value=0.0, below=1.0)
-    rows = claims.counts([verdicts, other]).splitlines()
-    assert rows[2:] == [
-        "| 02_costates | 1 |  |  | 1 |  |",
+    other.check("holds too", kind="paper", value=0.0, below=1.0, **AT)
+    assert claims.counts([several(), other]).splitlines()[2:] == [
+        "| 02_costates | 2 |  |  | 1 |  |",
         "| 03_b | 1 |  |  |  |  |",
-        "| all | 2 |  |  | 1 |  |",
+        "| all | 3 |  |  | 1 |  |",
+    ]
+    assert claims.whose([several(), other]).splitlines()[2:] == [
+        "| the paper's | 2 |  |  |  |  |",
+        "| background | 1 |  |  |  |  |",
+        "| ours |  |  |  | 1 |  |",
     ]

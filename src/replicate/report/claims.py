@@ -1,13 +1,22 @@
-"""Verdicts on the paper's claims, written by code from measured numbers.
+"""Verdicts on claims, written by code from measured numbers.
 
-A row whose claim begins with ``...`` is the control of the row above it: a wrong estimator that the same check rejects.
-Controls stand in the notebook's table and stay out of the map of claims.
+A notebook collects one :class:`Verdict` a claim in a :class:`Verdicts` table, shows the table as its last output and
+saves it as JSON. The map of claims in notebook 00, ``CLAIMS.md`` and the README's tables are made from those files.
 
-A notebook collects one :class:`Verdict` a claim in a :class:`Verdicts` table, shows the table as its last output
-and saves it as JSON. The map of claims in notebook 00 and the table in the README are made from those files.
+Every row says whose claim it is (``kind``):
 
-The table that a reader sees prints a number only when asked to (``show=...``), because strict nbval compares it
-between machines; the file always holds the number in full.
+- ``paper``: a statement of the paper under audit;
+- ``background``: textbook knowledge that the argument rests on;
+- ``ours``: a repair, an extension, an audit or a counterexample of this project;
+- ``control``: a wrong estimator, or a broken setting, that the check above it must reject. Controls stand in the
+  notebook's table and stay out of the map; a failed one means that a check has no teeth, and fails the notebook.
+
+and in which direction its number speaks (``polarity``): a row of :meth:`Verdicts.check` supports its claim when the
+criterion is met, one of :meth:`Verdicts.refutes` speaks against it, one of :meth:`Verdicts.empties` shows that it holds
+and says nothing.
+
+The number that was measured is always shown, between backquotes. Strict nbval compares the tables between machines and
+would stumble over its last digits; ``notebooks/sanitize.cfg`` tells it to pass over numbers in backquotes.
 """
 
 import json
@@ -16,6 +25,9 @@ import os
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
+
+from replicate.files import write_text
 
 VOCABULARY = (
     "reproduced",
@@ -25,12 +37,37 @@ VOCABULARY = (
     "not testable here",
 )
 
+Kind = Literal["paper", "background", "ours", "control"]
+Polarity = Literal["supports", "refutes", "empties"]
+WHOSE: dict[Kind, str] = {
+    "paper": "the paper's",
+    "background": "background",
+    "ours": "ours",
+    "control": "control",
+}
+
+# What the column "met" says when the criterion is met, and when it is missed.
+_MET: dict[Polarity, tuple[str, str]] = {
+    "supports": ("PASS", "FAIL"),
+    "refutes": ("refuted", "not refuted"),
+    "empties": ("says nothing", "binds"),
+}
+
+
+class ControlFailed(AssertionError):
+    """A check accepted what it must reject: the rows beside it prove nothing."""
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim, the quantity that tests it, what was measured, what was asked of it, and the verdict."""
+    """One claim: whose it is, the quantity that tests it, what was measured, what was asked of it, the verdict.
+
+    ``source`` says what was measured (toy MDPs, which ladder); ``cell`` is the number of the notebook's code cell;
+    ``passed`` whether the criterion is met, which for a row that ``refutes`` speaks against the claim.
+    """
 
     claim: str
+    kind: Kind
     where: str
     quantity: str
     value: float | None
@@ -38,16 +75,22 @@ class Verdict:
     passed: bool
     verdict: str
     source: str
-    shown: str = ""
+    polarity: Polarity = "supports"
+    cell: int | None = None
 
 
 @dataclass(repr=False)
 class Verdicts:
-    """The verdict table of one notebook; ``source`` says what was measured (toy MDPs, which ladder, ...)."""
+    """The verdict table of one notebook. ``source`` says what most rows measured; a row may name its own.
+
+    ``shift`` is by how much the numbers of code cells run ahead of those of the committed notebook: Papermill adds a
+    cell of its own when it is given parameters.
+    """
 
     notebook: str
-    source: str
+    source: str | None
     rows: list[Verdict] = field(default_factory=list)
+    shift: int = 0
 
     def __iter__(self) -> Iterator[Verdict]:
         return iter(self.rows)
@@ -56,25 +99,113 @@ class Verdicts:
         self,
         claim: str,
         *,
+        kind: str,
         where: str,
         quantity: str,
         value: float,
         below: float | None = None,
         above: float | None = None,
-        show: str = "",
         if_true: str = "reproduced",
         if_false: str = "not reproduced",
         source: str | None = None,
-    ) -> Verdict:
+    ) -> None:
         """Judges ``claim`` by whether ``above < value < below`` (either side may be left out).
 
-        ``where`` names the equation, proposition, figure or audit. ``show`` is a format such as ``"+.1f"``; give it
-        only if the number printed is the same on every machine. A value that is not finite never passes.
+        ``kind`` is whose claim it is, ``where`` names the equation, proposition, figure or audit. A value that is not
+        finite never passes. Raises ``ValueError`` without a bound, without a source, and for a verdict outside the
+        vocabulary.
         """
+        if kind == "control":
+            raise ValueError(
+                f"check of {claim!r}: expected paper, background or ours, got a control; use control()"
+            )
+        self._judge(claim, kind, where, quantity, value, below, above, (if_true, if_false), source)
+
+    def control(
+        self,
+        claim: str,
+        *,
+        where: str,
+        quantity: str,
+        value: float,
+        below: float | None = None,
+        above: float | None = None,
+        source: str | None = None,
+    ) -> None:
+        """A wrong answer that the check above must reject; the bounds say how clearly.
+
+        Missing them fails the notebook, see :meth:`require_controls`.
+        """
+        self._judge(claim, "control", where, quantity, value, below, above, ("-", "-"), source)
+
+    def refutes(
+        self,
+        claim: str,
+        *,
+        kind: str = "paper",
+        where: str,
+        quantity: str,
+        value: float,
+        below: float | None = None,
+        above: float | None = None,
+        source: str | None = None,
+    ) -> None:
+        """A measurement that speaks *against* ``claim`` if ``above < value < below``: then it is not reproduced."""
+        words = ("not reproduced", "reproduced")
+        self._judge(claim, kind, where, quantity, value, below, above, words, source, polarity="refutes")
+
+    def empties(
+        self,
+        claim: str,
+        *,
+        kind: str = "paper",
+        where: str,
+        quantity: str,
+        value: float,
+        below: float | None = None,
+        above: float | None = None,
+        source: str | None = None,
+    ) -> None:
+        """A measurement that shows, if ``above < value < below``, that ``claim`` is true and says nothing here."""
+        words = ("true but vacuous here", "reproduced")
+        self._judge(claim, kind, where, quantity, value, below, above, words, source, polarity="empties")
+
+    def untestable(
+        self, claim: str, *, kind: Kind, where: str, because: str, source: str | None = None
+    ) -> None:
+        """Records a claim that these parameters cannot test, and the reason."""
+        row = Verdict(
+            claim=claim,
+            kind=_kind(kind),
+            where=where,
+            quantity=because,
+            value=None,
+            criterion="-",
+            passed=True,
+            verdict="not testable here",
+            source=self._source(claim, source),
+            cell=self._cell(),
+        )
+        self.rows.append(row)
+
+    def _judge(
+        self,
+        claim,
+        kind,
+        where,
+        quantity,
+        value,
+        below,
+        above,
+        words,
+        source,
+        *,
+        polarity: Polarity = "supports",
+    ) -> None:
         if below is None and above is None:
             raise ValueError(f"check of {claim!r}: expected a bound below= or above=, got neither")
-        for word in (if_true, if_false):
-            if word not in VOCABULARY:
+        for word in words:
+            if word not in VOCABULARY and kind != "control":
                 raise ValueError(f"verdict: expected one of {VOCABULARY}, got {word!r}")
         value = float(value)
         passed = (
@@ -85,47 +216,55 @@ class Verdicts:
         )
         row = Verdict(
             claim=claim,
+            kind=_kind(kind),
             where=where,
             quantity=quantity,
             value=value if math.isfinite(value) else None,
             criterion=criterion,
             passed=passed,
-            verdict=if_true if passed else if_false,
-            source=source or self.source,
-            shown=format(value, show) if show else "",
+            verdict=words[0] if passed else words[1],
+            source=self._source(claim, source),
+            polarity=polarity,
+            cell=self._cell(),
         )
         self.rows.append(row)
-        return row
 
-    def untestable(self, claim: str, *, where: str, because: str, source: str | None = None) -> Verdict:
-        """Records a claim that these parameters cannot test, and the reason."""
-        row = Verdict(claim, where, because, None, "-", True, "not testable here", source or self.source)
-        self.rows.append(row)
-        return row
+    def _source(self, claim: str, source: str | None) -> str:
+        if found := source or self.source:
+            return found
+        raise ValueError(f"source: {claim!r} does not say what was measured; give source=")
+
+    def _cell(self) -> int | None:
+        number = cell_number()
+        return None if number is None else number - self.shift
 
     @property
     def failed(self) -> list[Verdict]:
         """The rows whose measured number misses its criterion."""
         return [row for row in self.rows if not row.passed]
 
+    def require_controls(self) -> None:
+        """Raises :class:`ControlFailed` naming every control that missed its criterion."""
+        toothless = [row for row in self.failed if row.kind == "control"]
+        if toothless:
+            named = "; ".join(f"{row.claim!r}: {_number(row)}, expected {row.criterion}" for row in toothless)
+            raise ControlFailed(f"{self.notebook}: {len(toothless)} control(s) failed: {named}")
+
     def __repr__(self) -> str:
         """Short, and without digits: nbval compares it between machines."""
         return f"<verdicts of {self.notebook}: {len(self.rows)} rows>"
 
     def _repr_markdown_(self) -> str:
-        head = "| claim | where | quantity | criterion | met | verdict |\n|---|---|---|---|---|---|\n"
+        head = _head("whose", "claim", "where", "quantity", "value", "criterion", "met", "verdict")
         return head + "\n".join(_row(r) for r in self.rows)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes ``folder/<notebook>.json`` in one step and returns its path."""
         path = Path(folder) / f"{self.notebook}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
         rows = [asdict(row) for row in self.rows]
-        part.write_text(
-            json.dumps({"notebook": self.notebook, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
+        write_text(
+            path, json.dumps({"notebook": self.notebook, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
         )
-        os.replace(part, path)
         return path
 
 
@@ -133,44 +272,112 @@ def load(folder: str | os.PathLike) -> list[Verdicts]:
     """The verdict tables saved in ``folder``, in the order of their notebooks."""
     tables = []
     for path in sorted(Path(folder).glob("*.json")):
-        data = json.loads(path.read_text())
-        rows = [Verdict(**row) for row in data["rows"]]
-        tables.append(Verdicts(data["notebook"], rows[0].source if rows else "", rows))
+        try:
+            data = json.loads(path.read_text())
+            rows = [Verdict(**row) for row in data["rows"]]
+            tables.append(Verdicts(data["notebook"], None, rows))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: damaged verdicts, run the notebook again ({error})") from None
     return tables
 
 
-def claims_map(tables: list[Verdicts], *, only: Collection[str] = VOCABULARY) -> str:
-    """A Markdown table of the claims whose verdict is among ``only``, one row each, with the notebook and the source.
+def claims_map(
+    tables: list[Verdicts],
+    *,
+    only: Collection[str] = VOCABULARY,
+    kinds: Collection[Kind] = ("paper", "background", "ours"),
+    notebooks: str = "",
+) -> str:
+    """A Markdown table of the claims of these ``kinds`` whose verdict is among ``only``, one row each.
 
-    Controls are left out. Raises ``ValueError`` for a verdict outside the vocabulary.
+    ``notebooks`` is the path from the page that will hold the table to the folder of the notebooks; the last column
+    links there. Raises ``ValueError`` for a verdict outside the vocabulary.
     """
     if unknown := set(only) - set(VOCABULARY):
         raise ValueError(f"only: expected verdicts out of {VOCABULARY}, got {sorted(unknown)}")
-    head = "| where | claim | verdict | measured on | notebook |\n|---|---|---|---|---|\n"
+    head = _head("where", "claim", "verdict", "value", "criterion", "measured on", "notebook, cell")
     return head + "\n".join(
-        _cells(r.where, r.claim, f"**{r.verdict}**", r.source, table.notebook)
+        _cells(
+            r.where, r.claim, f"**{r.verdict}**", _asked(r), r.criterion, r.source, _link(table, r, notebooks)
+        )
         for table in tables
-        for r in _claims(table)
+        for r in _claims(table, kinds)
         if r.verdict in only
     )
 
 
-def counts(tables: list[Verdicts]) -> str:
-    """A Markdown table of how many claims of each notebook got which verdict, controls left out, and the sums."""
-    rows = [(t.notebook, [sum(r.verdict == word for r in _claims(t)) for word in VOCABULARY]) for t in tables]
+def counts(tables: list[Verdicts], *, kinds: Collection[Kind] = ("paper", "background", "ours")) -> str:
+    """A Markdown table of how many claims of these kinds got which verdict, by notebook, and the sums."""
+    rows = [(t.notebook, _tally(_claims(t, kinds))) for t in tables]
+    rows = [(name, numbers) for name, numbers in rows if any(numbers)]
     rows.append(("all", [sum(column) for column in zip(*(numbers for _, numbers in rows), strict=True)]))
-    head = _cells("notebook", *VOCABULARY) + "\n|---" + "|--:" * len(VOCABULARY) + "|\n"
-    return head + "\n".join(_cells(name, *(str(n) if n else "" for n in numbers)) for name, numbers in rows)
+    return _head("notebook", *VOCABULARY, numbers=len(VOCABULARY)) + _numbers(rows)
 
 
-def _claims(table: Verdicts) -> Iterator[Verdict]:
-    return (row for row in table if not row.claim.startswith("..."))
+def whose(tables: list[Verdicts]) -> str:
+    """A Markdown table of the verdicts counted by whose claim it is, the paper's first."""
+    rows = [
+        (WHOSE[kind], _tally(r for t in tables for r in _claims(t, (kind,))))
+        for kind in get_args(Kind)
+        if kind != "control"
+    ]
+    return _head("whose", *VOCABULARY, numbers=len(VOCABULARY)) + _numbers(rows)
+
+
+def _tally(rows) -> list[int]:
+    found = [row.verdict for row in rows]
+    return [found.count(word) for word in VOCABULARY]
+
+
+def _numbers(rows) -> str:
+    return "\n".join(_cells(name, *(str(n) if n else "" for n in numbers)) for name, numbers in rows)
+
+
+def _claims(table: Verdicts, kinds: Collection[Kind]) -> Iterator[Verdict]:
+    return (row for row in table if row.kind in kinds)
 
 
 def _row(r: Verdict) -> str:
-    quantity = f"{r.quantity} = {r.shown}" if r.shown else r.quantity
-    met = "-" if r.value is None and r.passed else "PASS" if r.passed else "FAIL"
-    return _cells(r.claim, r.where, quantity, r.criterion, met, f"**{r.verdict}**")
+    met = "-" if r.value is None and r.passed else _MET[r.polarity][0 if r.passed else 1]
+    verdict = r.verdict if r.kind == "control" else f"**{r.verdict}**"
+    return _cells(WHOSE[r.kind], r.claim, r.where, r.quantity, _number(r), r.criterion, met, verdict)
+
+
+def _asked(r: Verdict) -> str:
+    return f"{r.quantity}: {_number(r)}" if r.criterion != "-" else r.quantity
+
+
+def _number(r: Verdict) -> str:
+    if r.criterion == "-":
+        return "-"
+    return "not finite" if r.value is None else f"`{r.value:.3g}`"
+
+
+def _link(table: Verdicts, r: Verdict, notebooks: str) -> str:
+    name = f"{table.notebook}.ipynb"
+    target = f"{notebooks}/{name}" if notebooks else name
+    return f"[{table.notebook}]({target})" + (f", [{r.cell}]" if r.cell else "")
+
+
+def _kind(kind: str) -> Kind:
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind: expected one of {get_args(Kind)}, got {kind!r}")
+    return kind
+
+
+def cell_number() -> int | None:
+    """The number of the code cell that is being executed; None outside a notebook."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    shell = get_ipython()
+    return None if shell is None else shell.execution_count
+
+
+def _head(*names: str, numbers: int = 0) -> str:
+    plain = len(names) - numbers
+    return _cells(*names) + "\n|" + "---|" * plain + "--:|" * numbers + "\n"
 
 
 def _cells(*cells: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicate.runs import jobs, notebooks, provenance, tables
+from replicate.runs import jobs, papermill, provenance, tables
 from replicate.runs.params import ScaleParameters
 from replicate.runs.sweep import Outcome, run_folder, sweep
 
@@ -46,7 +46,7 @@ def main_job(
     tables.load(params, ladder).save(folder / "tables")
     provenance.write(folder, params, ladder, clock)
     with clock.stage("notebooks"):
-        executed = notebooks.execute(params, only=only, workers=workers)
+        executed = papermill.execute(params, only=only, workers=workers)
     provenance.write(folder, params, ladder, clock)
     return MainOutcome(folder, outcome, executed)
 

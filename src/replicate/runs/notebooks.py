@@ -1,23 +1,20 @@
-"""What a notebook needs at its start and its end, and executing all of them with Papermill.
+"""What a notebook needs at its start and its end.
 
 A notebook defines almost nothing itself. Its first code cell holds its parameters, the second calls :func:`start`,
 and its last one shows ``run.finish()``, the verdict table.
 """
 
 import inspect
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from replicate.ladder.checkpoints import Ladder
 from replicate.report import figures
-from replicate.report.claims import Verdicts
+from replicate.report.claims import Verdicts, cell_number
 from replicate.runs import jobs, paths, tables
 from replicate.runs.params import MapParameters, Parameters, ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
@@ -25,6 +22,9 @@ from replicate.runs.sweep import sweep
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+# The code cell of a committed notebook that calls `start`.
+_START_CELL = 2
 
 # Names that IPython itself puts beside the user's.
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
@@ -59,7 +59,6 @@ class NotebookRun:
         outcome = sweep(self.params, ladder=self.ladder)
         for row in outcome.failed:
             print(f"failed: {row['experiment']} at {row['checkpoint']}: {row['error']}")
-        self.verdicts.source = self.ladder.kind
         return tables.load(self.params, self.ladder)
 
     def save_figure(self, figure: "Figure", name: str, data: "pd.DataFrame") -> None:
@@ -67,86 +66,31 @@ class NotebookRun:
         figures.save(figure, name, data, self.folder / "figures")
 
     def finish(self) -> Verdicts:
-        """Saves the verdicts under the run's ``verdicts/`` and returns the table, for the last cell to show."""
+        """Saves the verdicts under the run's ``verdicts/`` and returns the table, for the last cell to show.
+
+        Raises :class:`~replicate.report.claims.ControlFailed` if a control passed what it should reject.
+        """
         self.verdicts.save(self.folder / "verdicts")
+        self.verdicts.require_controls()
         return self.verdicts
 
 
-def start(notebook: str, namespace: Mapping[str, Any], *, source: str = "toy MDPs") -> NotebookRun:
+def start(notebook: str, namespace: Mapping[str, Any], *, source: str | None = None) -> NotebookRun:
     """Checks the parameters in ``namespace`` (the notebook's ``globals()``) and sets up figures and verdicts.
 
     Papermill puts a mistyped ``-p`` name beside the real ones and only warns; here the stray name is an error. Call
-    this right after the parameters, before anything else is defined. ``source`` says what the notebook measures.
+    this right after the parameters, in the second code cell, before anything else is defined. ``source`` says what the
+    notebook's rows measure; without it each row says so itself.
     """
     params = schema_of(notebook).parse(_plain_values(namespace), where=notebook)
     figures.use_style()
-    return NotebookRun(notebook, params, paths.resolve(params.RUN_DIR), Verdicts(notebook, source))
+    verdicts = Verdicts(notebook, source, shift=(cell_number() or _START_CELL) - _START_CELL)
+    return NotebookRun(notebook, params, paths.resolve(params.RUN_DIR), verdicts)
 
 
 def small_ladder(params: ToyParameters) -> Ladder:
     """The small regime's tiny ladder, for notebooks 05 to 08: trained once, then reused by all that ask."""
     return jobs.ladder(ScaleParameters(SEED=params.SEED), progress=False)
-
-
-def execute(
-    params: ScaleParameters, *, folder: Path | None = None, only: Sequence[str] = (), workers: int = 1
-) -> dict[str, str | None]:
-    """Executes the notebooks with Papermill into ``RUN_DIR/notebooks``; the first error line by name, None if fine.
-
-    Each notebook gets the parameters of its schema; 00, which maps the others' verdicts, comes last. ``only`` names
-    those wanted by the beginning of their names. Bars go to stderr.
-    """
-    from tqdm import tqdm
-
-    folder = folder or paths.home() / "notebooks"
-    found = [
-        p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if not only or p.stem.startswith(tuple(only))
-    ]
-    if not found:
-        raise ValueError(f"notebooks: none to execute in {folder}")
-    out = paths.resolve(params.RUN_DIR) / "notebooks"
-    out.mkdir(parents=True, exist_ok=True)
-    first = [p for p in found if not p.stem.startswith("00")]
-    status: dict[str, str | None] = {}
-    with (
-        tqdm(total=len(found), desc="notebooks", unit="notebook") as bar,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-    ):
-        for wave in (first, [p for p in found if p not in first]):
-            waiting = {
-                pool.submit(_execute, str(p), str(out / p.name), values(p.stem, params)): p for p in wave
-            }
-            for ready in as_completed(waiting):
-                status[waiting[ready].stem] = ready.result()
-                bar.update()
-    return dict(sorted(status.items()))
-
-
-def values(notebook: str, params: ScaleParameters) -> dict[str, Any]:
-    """The values that a run hands to a notebook: those of its parameters that the notebook knows."""
-    known = schema_of(notebook).model_fields
-    return {name: value for name, value in params.model_dump().items() if name in known}
-
-
-def _execute(source: str, target: str, parameters: dict[str, Any], attempts: int = 3) -> str | None:
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    os.environ["OMP_NUM_THREADS"] = "1"  # two kernels at once on two cores
-    with open(Path(target).parent / "kernels.log", "a") as log:
-        os.dup2(log.fileno(), 2)  # what kernels say of themselves would tear the progress bar
-    for attempt in range(attempts):
-        try:
-            papermill.execute_notebook(source, target, parameters, kernel_name="python3", progress_bar=False)
-        except PapermillExecutionError as error:
-            return f"{error.ename}: {error.evalue}".splitlines()[0]
-        # Kernels that start side by side race for ports; a launch that lost is tried again.
-        except RuntimeError as error:
-            if attempt + 1 == attempts:
-                return f"kernel did not start: {error}".splitlines()[0]
-        else:
-            return None
-    return None
 
 
 def _plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:

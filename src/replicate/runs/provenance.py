@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from replicate.files import write_text
 from replicate.ladder.checkpoints import Ladder
 from replicate.ladder.pretrain import THREADS
 from replicate.runs import jobs
 from replicate.runs.params import ScaleParameters
-from replicate.runs.store import write_text
 
 _PACKAGES = (
     *(

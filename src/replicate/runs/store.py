@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from replicate.files import write_text
+
 FORMAT = 1
 """Goes into every key: a change of what records mean makes old ones invisible instead of wrong."""
 
@@ -42,11 +44,3 @@ class Store:
         write_text(
             self.path(experiment, key), json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces ``path`` by ``text`` in one step, so that a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    os.replace(part, path)

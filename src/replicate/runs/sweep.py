@@ -11,11 +11,12 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from replicate.files import write_text
 from replicate.ladder.checkpoints import Checkpoint, Ladder
 from replicate.runs import jobs, paths
 from replicate.runs.jobs import EXPERIMENTS, Experiment
 from replicate.runs.params import ScaleParameters
-from replicate.runs.store import Store, key_of, write_text
+from replicate.runs.store import Store, key_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Executing the notebooks with Papermill, several at a time."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from replicate.runs import paths
+from replicate.runs.notebooks import schema_of
+from replicate.runs.params import ScaleParameters
+
+
+def execute(
+    params: ScaleParameters, *, folder: Path | None = None, only: Sequence[str] = (), workers: int = 1
+) -> dict[str, str | None]:
+    """Executes the notebooks with Papermill into ``RUN_DIR/notebooks``; the first error line by name, None if fine.
+
+    Each notebook gets the parameters of its schema; 00, which maps the others' verdicts, comes last. ``only`` names
+    those wanted by the beginning of their names. Bars go to stderr.
+    """
+    from tqdm import tqdm
+
+    folder = folder or paths.home() / "notebooks"
+    found = [
+        p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if not only or p.stem.startswith(tuple(only))
+    ]
+    if not found:
+        raise ValueError(f"notebooks: none to execute in {folder}")
+    out = paths.resolve(params.RUN_DIR) / "notebooks"
+    out.mkdir(parents=True, exist_ok=True)
+    first = [p for p in found if not p.stem.startswith("00")]
+    status: dict[str, str | None] = {}
+    with (
+        tqdm(total=len(found), desc="notebooks", unit="notebook") as bar,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        for wave in (first, [p for p in found if p not in first]):
+            waiting = {
+                pool.submit(_execute, str(p), str(out / p.name), values(p.stem, params)): p for p in wave
+            }
+            for ready in as_completed(waiting):
+                status[waiting[ready].stem] = ready.result()
+                bar.update()
+    return dict(sorted(status.items()))
+
+
+def values(notebook: str, params: ScaleParameters) -> dict[str, Any]:
+    """The values that a run hands to a notebook: those of its parameters that the notebook knows."""
+    known = schema_of(notebook).model_fields
+    return {name: value for name, value in params.model_dump().items() if name in known}
+
+
+def _execute(source: str, target: str, parameters: dict[str, Any], attempts: int = 3) -> str | None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # two kernels at once on two cores
+    with open(Path(target).parent / "kernels.log", "a") as log:
+        os.dup2(log.fileno(), 2)  # what kernels say of themselves would tear the progress bar
+    for attempt in range(attempts):
+        try:
+            papermill.execute_notebook(source, target, parameters, kernel_name="python3", progress_bar=False)
+        except PapermillExecutionError as error:
+            return f"{error.ename}: {error.evalue}".splitlines()[0]
+        # Kernels that start side by side race for ports; a launch that lost is tried again.
+        except RuntimeError as error:
+            if attempt + 1 == attempts:
+                return f"kernel did not start: {error}".splitlines()[0]
+        else:
+            return None
+    return None
