@@ -171,7 +171,7 @@ class Verdicts:
         self._judge(claim, kind, where, quantity, value, below, above, words, source, polarity="empties")
 
     def untestable(
-        self, claim: str, *, kind: Kind, where: str, because: str, source: str | None = None
+        self, claim: str, *, kind: str, where: str, because: str, source: str | None = None
     ) -> None:
         """Records a claim that these parameters cannot test, and the reason."""
         row = Verdict(
