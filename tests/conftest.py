@@ -1,7 +1,12 @@
 """Shared by all tests: a fixed thread count, a home of their own, and one tiny ladder for the whole session."""
 
-import pytest
+# The package before torch, which then finds its kernels pinned.
+# isort: off
+import replicate  # noqa: F401
 import torch
+
+# isort: on
+import pytest
 
 from replicate.ladder.corpus import Mixture
 from replicate.ladder.pretrain import TinyLadder, train

@@ -8,6 +8,11 @@ The subpackages follow the paper: :mod:`replicate.theory` its sections 2 and 3, 
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
+from replicate import kernels
+
+# Before anything imports torch or numpy: they choose their kernels once.
+kernels.pin()
+
 # tqdm says so on stderr, with a path, when a library first imports it inside a notebook without ipywidgets; text bars
 # are what the suite wants.
 warnings.filterwarnings("ignore", message="IProgress not found")
