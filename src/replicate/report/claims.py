@@ -22,7 +22,7 @@ would stumble over its last digits; ``notebooks/sanitize.cfg`` tells it to pass 
 import json
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -287,23 +287,32 @@ def claims_map(
     only: Collection[str] = VOCABULARY,
     kinds: Collection[Kind] = ("paper", "background", "ours"),
     notebooks: str = "",
+    seen: Mapping[tuple[str, str], object] | None = None,
 ) -> str:
     """A Markdown table of the claims of these ``kinds`` whose verdict is among ``only``, one row each.
 
     ``notebooks`` is the path from the page that will hold the table to the folder of the notebooks; the last column
-    links there. Raises ``ValueError`` for a verdict outside the vocabulary.
+    links there. ``seen`` says, by notebook and claim, what other runs found; with it there is one more column. Raises
+    ``ValueError`` for a verdict outside the vocabulary.
     """
     if unknown := set(only) - set(VOCABULARY):
         raise ValueError(f"only: expected verdicts out of {VOCABULARY}, got {sorted(unknown)}")
-    head = _head("where", "claim", "verdict", "value", "criterion", "measured on", "notebook, cell")
+    extra = () if seen is None else ("elsewhere",)
+    head = _head("where", "claim", "verdict", "value", "criterion", *extra, "measured on", "notebook, cell")
     return head + "\n".join(
-        _cells(
-            r.where, r.claim, f"**{r.verdict}**", _asked(r), r.criterion, r.source, _link(table, r, notebooks)
+        _map_row(
+            table, row, notebooks, () if seen is None else (str(seen.get((table.notebook, row.claim), "")),)
         )
         for table in tables
-        for r in _claims(table, kinds)
-        if r.verdict in only
+        for row in _claims(table, kinds)
+        if row.verdict in only
     )
+
+
+def _map_row(table: Verdicts, r: Verdict, notebooks: str, extra: tuple[str, ...]) -> str:
+    verdict = f"**{r.verdict}**"
+    link = _link(table, r, notebooks)
+    return _cells(r.where, r.claim, verdict, _asked(r), r.criterion, *extra, r.source, link)
 
 
 def counts(tables: list[Verdicts], *, kinds: Collection[Kind] = ("paper", "background", "ours")) -> str:

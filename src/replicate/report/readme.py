@@ -4,19 +4,21 @@ import json
 import re
 from pathlib import Path
 
-from replicate.report import claims
+from replicate.report import claims, claims_page, elsewhere
 
 
-def claims_block(folder: Path) -> str:
-    """What does not hold in the run whose results are in ``folder``, the verdicts counted, the map of all claims."""
+def claims_block(folder: Path, elsewhere_folder: Path) -> str:
+    """The verdicts counted by whose claim it is, the paper's statements that need a word, and where the others are."""
     tables = claims.load(folder / "verdicts")
     if not tables:
         raise ValueError(f"{folder}: no verdicts in this folder")
-    failed = claims.claims_map(tables, only=("not reproduced", "true but vacuous here"))
+    words = [word for word in claims.VOCABULARY if word != "reproduced"]
+    paper = claims.claims_map(tables, only=words, kinds=("paper",), notebooks="notebooks")
+    agreement = claims_page.agreement(tables, elsewhere.load(elsewhere_folder))
     return (
-        f"What does not hold, or holds and says nothing:\n\n{failed}\n\n"
-        f"All verdicts, counted:\n\n{claims.counts(tables)}\n\n"
-        f"<details>\n<summary>Every claim and its verdict</summary>\n\n{claims.claims_map(tables)}\n\n</details>"
+        f"{claims.whose(tables)}\n\nThe statements of the paper that do not simply hold:\n\n{paper}\n\n"
+        f"Every claim, with its number and the range of that number on other ladders and under other kernels: "
+        f"[CLAIMS.md](CLAIMS.md). {agreement}"
     )
 
 
@@ -56,7 +58,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 def render(readme: Path, results: Path) -> str:
     """The README's text with its generated blocks made anew from ``results`` (the folder of one published run)."""
     blocks = {
-        "claims": claims_block(results),
+        "claims": claims_block(results, results.parent / "elsewhere"),
         "run": run_block(results),
         "benchmarks": benchmark_block(results.parent),
     }

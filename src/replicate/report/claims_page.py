@@ -1,0 +1,56 @@
+"""``CLAIMS.md``: every claim with its verdict, its number, the range of that number elsewhere, and a link."""
+
+from pathlib import Path
+
+from replicate.report import claims, elsewhere
+
+AUDITS = Path(__file__).with_name("audits.md")
+"""A1 to A10 and B1 to B15, one sentence each, as a Markdown table."""
+
+_INTRODUCTION = """\
+# Every claim and its verdict
+
+Made by `replicate report` from the records of the main job; nothing here is typed by hand. The link leads to the
+notebook, and the number in brackets is that of its code cell. Controls, wrong estimators that a check must reject,
+stand in the notebooks only.
+
+| verdict | means |
+|---|---|
+| reproduced | the criterion was met |
+| reproduced with a repair | it was met after a change that the notebook names |
+| true but vacuous here | it holds and says nothing in this setting |
+| not reproduced | the criterion was missed, or a measurement refutes the claim |
+| not testable here | these parameters, or the records at hand, cannot test it |
+
+The column *elsewhere* gives the smallest and the largest value of the same number over other runs, and how many: the
+main job at other seeds, which train other ladders, and under other kernels, which give other weights at one seed as
+another machine would. {elsewhere}"""
+
+_KINDS = {
+    "paper": "The paper's statements",
+    "ours": "Ours: repairs, extensions, audits, counterexamples",
+    "background": "Background: textbook knowledge that the argument rests on",
+}
+
+
+def render(results: Path, elsewhere_folder: Path) -> str:
+    """The page's text, from the verdicts of the published run and of the runs elsewhere."""
+    tables, runs = claims.load(results / "verdicts"), elsewhere.load(elsewhere_folder)
+    if not tables:
+        raise ValueError(f"{results}: no verdicts in this folder")
+    seen = elsewhere.ranges(runs.values())
+    parts = [_INTRODUCTION.format(elsewhere=agreement(tables, runs)), claims.whose(tables)]
+    for kind, title in _KINDS.items():
+        parts += [f"## {title}", claims.claims_map(tables, kinds=(kind,), notebooks="notebooks", seen=seen)]
+    parts += ["## The audits that claims cite", AUDITS.read_text().strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def agreement(tables: list[claims.Verdicts], runs: dict[str, list[claims.Verdicts]]) -> str:
+    """One sentence: in how many runs elsewhere the published verdicts came out the same, or which did not."""
+    if not runs:
+        return "No such run is recorded."
+    differ = elsewhere.disagreements(tables, runs)
+    if not differ:
+        return f"In all {len(runs)} runs recorded every verdict is the published one."
+    return f"Over {len(runs)} runs recorded {len(differ)} verdicts differ: " + "; ".join(differ) + "."
