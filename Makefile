@@ -2,14 +2,21 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+# What changes from run to run goes; what JupyterLab would add again on opening (the language's version) stays.
 NBSTRIP := $(BIN)/nbstripout --keep-output --keep-count \
-	--extra-keys "metadata.papermill metadata.language_info.version cell.metadata.papermill cell.metadata.execution"
+	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
+# Where the index serves a CUDA build of torch by default, name an index with a CPU build: make TORCH_INDEX=URL ...
+TORCH_INDEX ?=
+NBVAL := $(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env \
+	--nbval-sanitize-with notebooks/sanitize.cfg
+# The notebooks that train or open a ladder.
+ON_LADDERS := $(wildcard notebooks/0[5-9]_*.ipynb notebooks/1*.ipynb)
 # Kernels and test workers run side by side: more threads than one each would only fight for the cores.
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: reproduce test test-fast lab lint notebooks bench setup
+.PHONY: reproduce test test-fast test-elsewhere test-ladders-elsewhere elsewhere lab lint notebooks bench setup
 
 setup: $(READY)
 
@@ -17,8 +24,9 @@ $(READY): requirements.lock requirements-peers.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo "make: the lock files are for Python 3.11, got $(PYTHON); set PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip uninstall --quiet --yes replicate 2>/dev/null
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -32,10 +40,24 @@ reproduce: $(READY)
 
 test: $(READY)-peers
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env notebooks
+	$(NBVAL) notebooks
 
 test-fast: $(READY)-peers
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests
+
+# The same under other kernels, which stand for another machine: other weights, the same verdicts.
+test-elsewhere: export REPLICATE_KERNELS = stand-in
+test-elsewhere: $(READY)-peers
+	$(BIN)/python -m pytest -n 2 --dist loadscope tests
+	$(NBVAL) notebooks
+
+test-ladders-elsewhere: export REPLICATE_KERNELS = stand-in
+test-ladders-elsewhere: $(READY)-peers
+	$(NBVAL) $(ON_LADDERS)
+
+# The main job on five ladders under three settings of the kernels; verdict tables in results/elsewhere. Hours.
+elsewhere: $(READY)
+	$(BIN)/replicate elsewhere -f params/cpu.yaml --workers 2
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.
@@ -43,6 +65,7 @@ lab: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/replicate report --check
 
 # Executes the notebooks in place, in reading order, and strips what changes from run to run. The sweep comes first so
 # that no progress bar stands in a committed output.

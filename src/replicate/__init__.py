@@ -17,7 +17,10 @@ kernels.pin()
 # are what the suite wants.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
+DISTRIBUTION = "value-gradient-replication"
+"""The name to install by: the package index has another project under the import name."""
+
 try:
-    __version__ = version("replicate")
+    __version__ = version(DISTRIBUTION)
 except PackageNotFoundError:  # used straight from a source tree
     __version__ = "0+unknown"
