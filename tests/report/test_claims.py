@@ -1,5 +1,9 @@
 """Verdicts: judged by numbers, from a closed vocabulary, each with its owner, saved whole."""
 
+import dataclasses
+import json
+from pathlib import Path
+
 import pytest
 
 from replicate.report import claims
@@ -155,6 +159,23 @@ def test_the_map_links_to_the_notebook_and_names_the_cell():
         [verdicts], notebooks="notebooks"
     )
     assert "[02_costates](02_costates.ipynb)" in claims.claims_map([verdicts])
+
+
+def test_a_link_leads_to_the_cell_that_made_the_row():
+    """The number is that of the committed notebook: a cell that Papermill puts in front does not count."""
+    book = json.loads((Path(__file__).parents[2] / "notebooks" / "02_costates.ipynb").read_text())
+    identity = [cell["id"] for cell in book["cells"] if cell["cell_type"] == "code"][4]
+    verdicts = several()
+    verdicts.rows[:] = [dataclasses.replace(row, cell=5) for row in verdicts]
+    found = claims.claims_map([verdicts], notebooks="notebooks")
+    assert f"(notebooks/02_costates.ipynb#cell-id={identity}), [5]" in found
+
+
+def test_papermills_own_cell_is_not_counted(monkeypatch):
+    monkeypatch.setattr(claims, "cell_number", lambda: 9)
+    verdicts = claims.Verdicts("02_costates", "toy MDPs", shift=1)
+    verdicts.check("holds", kind="paper", value=0.0, below=1.0, **AT)
+    assert verdicts.rows[0].cell == 8
 
 
 def test_counts_leave_controls_out_and_add_up():

@@ -24,6 +24,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -292,8 +293,8 @@ def claims_map(
     """A Markdown table of the claims of these ``kinds`` whose verdict is among ``only``, one row each.
 
     ``notebooks`` is the path from the page that will hold the table to the folder of the notebooks; the last column
-    links there. ``seen`` says, by notebook and claim, what other runs found; with it there is one more column. Raises
-    ``ValueError`` for a verdict outside the vocabulary.
+    links there, in JupyterLab to the cell. ``seen`` says, by notebook and claim, what other runs found; with it there
+    is one more column. Raises ``ValueError`` for a verdict outside the vocabulary.
     """
     if unknown := set(only) - set(VOCABULARY):
         raise ValueError(f"only: expected verdicts out of {VOCABULARY}, got {sorted(unknown)}")
@@ -363,9 +364,21 @@ def _number(r: Verdict) -> str:
 
 
 def _link(table: Verdicts, r: Verdict, notebooks: str) -> str:
-    name = f"{table.notebook}.ipynb"
-    target = f"{notebooks}/{name}" if notebooks else name
-    return f"[{table.notebook}]({target})" + (f", [{r.cell}]" if r.cell else "")
+    target = f"{notebooks}/{table.notebook}.ipynb" if notebooks else f"{table.notebook}.ipynb"
+    if r.cell is None:
+        return f"[{table.notebook}]({target})"
+    identity = _cell_ids(table.notebook).get(r.cell)
+    return f"[{table.notebook}]({target}{f'#cell-id={identity}' if identity else ''}), [{r.cell}]"
+
+
+@cache
+def _cell_ids(notebook: str) -> dict[int, str]:
+    """The ids of a notebook's code cells by their number; empty if this source tree has no such notebook."""
+    path = Path(__file__).parents[3] / "notebooks" / f"{notebook}.ipynb"
+    if not path.is_file():
+        return {}
+    cells = json.loads(path.read_text())["cells"]
+    return dict(enumerate((cell["id"] for cell in cells if cell["cell_type"] == "code"), start=1))
 
 
 def _kind(kind: str) -> Kind:
