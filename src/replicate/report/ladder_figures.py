@@ -206,9 +206,9 @@ def multiverse(table: pd.DataFrame) -> "Figure":
     import seaborn as sns
 
     kinds = list(table.kind.unique())
-    rows = -(-len(kinds) // 4)
+    rows = -(-len(kinds) // 3)
     figure, axes = panels(
-        rows, min(4, len(kinds)), width=10.4, height=2.7 * rows + 0.4, sharey=True, sharex=True
+        rows, min(3, len(kinds)), width=9.0, height=2.7 * rows + 0.4, sharey=True, sharex=True
     )
     for ax, kind in zip(np.ravel(axes), kinds, strict=True):
         block = table[table.kind == kind].pivot(index="signal", columns="headroom", values="spearman")
