@@ -43,12 +43,15 @@ def test_three_files_and_the_numbers_behind(frame, tmp_path):
 
 
 def test_what_is_drawn_is_the_table(frame):
-    """The prediction panel's dashed line is the least-squares map of the score, the solid one the measured gain."""
-    figure = ladder_figures.prediction(frame, names=("V",))
-    measured, predicted = figure.axes[0].lines[:2]
+    """The dashed line is the least-squares map of the score, the solid one the measured gain."""
+    frame = frame.assign(V=frame.gain + 0.1, H=1.0, S=-frame.gain)
+    figure = ladder_figures.prediction(frame)
+    one_costate, average = (ax.lines[:2] for ax in figure.axes if len(ax.lines) > 2)
+    measured, predicted = average
     assert measured.get_ydata().tolist() == pytest.approx(frame.gain.tolist())
-    slope, intercept = np.polyfit(frame.V, frame.gain, 1)
-    assert predicted.get_ydata().tolist() == pytest.approx((intercept + slope * frame.V).tolist())
+    assert predicted.get_ydata().tolist() == pytest.approx(frame.gain.tolist())
+    # A score that falls as the gain rises is given no weight, and is not turned round.
+    assert one_costate[1].get_ydata().tolist() == pytest.approx([frame.gain.mean()] * len(frame))
 
 
 def test_every_ladder_figure_draws(frame):

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TYPESET = {
-    "S = (V - Delta) H, primary": "$S = (V - \\Delta)\\,H$, primary",
+    "S = (V - Delta) H, one costate": "$(V - \\Delta)\\,H$, one costate",
     "V": "$V$",
     "V H": "$V H$",
     "J_0": "$J_0$",
+    "J_0 (1 - J_0)": "$J_0 (1 - J_0)$",
     "headroom H": "headroom $H$",
     "|grad_theta J|^2": "$|\\nabla_\\theta J|^2$",
 }
@@ -111,14 +112,17 @@ def gains(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def prediction(frame: pd.DataFrame, *, names: tuple[str, ...] = ("S", "V")) -> "Figure":
-    """Figure 1: measured gain and the gain predicted by an affine map of a score, for two scores; beside each the
-    scatter of the same numbers, coloured by J_0."""
-    figure, axes = panels(len(names), 2, width=9.2, height=3.1 * len(names), widths=(1.7, 1))
+def prediction(frame: pd.DataFrame) -> "Figure":
+    """Figure 1: measured gain and the gain predicted by a rising affine map of a score, for both readings of the score;
+    beside each the scatter of the same numbers, coloured by J_0."""
+    scores = {
+        "score $(V - \\Delta)\\,H$, $\\Delta$ of one sampled costate": frame.S,
+        "score $V\\,H$: $\\Delta$ of the average costate is 0": frame.V * frame.H,
+    }
+    figure, axes = panels(len(scores), 2, width=9.2, height=6.2, widths=(1.7, 1))
     x, label = tokens_axis(frame)
-    titles = {"S": "score $S = (V - \\Delta)\\,H$, the primary reading", "V": "signal $V$ alone"}
-    for (left, right), name in zip(np.atleast_2d(axes), names, strict=True):
-        predicted = affine_fit(frame[name], frame.gain)
+    for (left, right), (title, score) in zip(axes, scores.items(), strict=True):
+        predicted = affine_fit(score, frame.gain, rising=True)
         left.plot(x, frame.gain, color=BLACK, label="measured, mean over budgets")
         left.fill_between(
             x, frame.gain - 2 * frame.gain_se, frame.gain + 2 * frame.gain_se, color=BLACK, alpha=0.12, lw=0
@@ -128,10 +132,10 @@ def prediction(frame: pd.DataFrame, *, names: tuple[str, ...] = ("S", "V")) -> "
             predicted,
             color=VERMILION,
             ls="--",
-            label=f"$a + b\\,\\times$ score, $b {_sign(frame[name], frame.gain)} 0$",
+            label="$a + b\\,\\times$ score, $b \\geq 0$",
         )
         left.axhline(0, color=BLACK, lw=0.8)
-        left.set(xlabel=label, ylabel="RL gain", title=titles.get(name, name))
+        left.set(xlabel=label, ylabel="RL gain", title=title)
         left.legend(loc="upper left")
         points = right.scatter(predicted, frame.gain, c=frame.J0, cmap="viridis", vmin=0, vmax=1, s=20)
         _diagonal(right, predicted, frame.gain)
@@ -141,33 +145,32 @@ def prediction(frame: pd.DataFrame, *, names: tuple[str, ...] = ("S", "V")) -> "
 
 
 def predictor(frame: pd.DataFrame) -> "Figure":
-    """Figure 4: the primary predictor against the checkpoints, with the measured gain on the same scale (z-scores)."""
+    """Figure 4: predictors against the checkpoints, with the measured gain on the same scale (z-scores)."""
     figure, ax = panels(1, 1, width=7.6, height=3.6)
     x, label = tokens_axis(frame)
-    for column, name, colour, style in (
-        ("gain", "measured RL gain", BLACK, "-"),
-        ("S", "$S = U \\times H$ with $U = V - \\Delta$", VERMILION, "--"),
-        ("V", "$V$ alone", BLUE, "-"),
-        ("H", "$H$ alone", ORANGE, "-"),
+    for values, name, colour, style, width in (
+        (frame.gain, "measured RL gain", BLACK, "-", 2.4),
+        (frame.V * frame.H, "$V\\,H$", BLUE, "-", 1.5),
+        (frame.S, "$(V - \\Delta)\\,H$, one sampled costate", VERMILION, "--", 1.5),
+        (frame.H, "$H$ alone", ORANGE, "-", 1.5),
     ):
-        ax.plot(
-            x, zscore(frame[column]), color=colour, ls=style, lw=2.4 if column == "gain" else 1.5, label=name
-        )
+        ax.plot(x, zscore(values), color=colour, ls=style, lw=width, label=name)
     ax.set(xlabel=label, ylabel="z-score over checkpoints", title="predictor and response along pretraining")
     ax.legend(loc="upper right")
     return figure
 
 
 def readiness(frame: pd.DataFrame) -> "Figure":
-    """Figure 5: mean post-RL reward against J_0 + affine(S) (left), z(J_0) + z(S) (middle), and J_0 alone (right)."""
+    """Figure 5: mean post-RL reward against J_0 + affine(V H) (left), z(J_0) + z(V H) (middle), J_0 alone (right)."""
     figure, axes = panels(1, 3, width=10.2, height=3.5, sharey=True)
+    score = frame.V * frame.H
     contents = (
         (
-            frame.J0 + affine_fit(frame.S, frame.gain),
-            f"$J_0 + a + b\\,S$, fitted $b {_sign(frame.S, frame.gain)} 0$",
+            frame.J0 + affine_fit(score, frame.gain, rising=True),
+            "$J_0 + a + b\\,V H$, $b \\geq 0$",
             "figure 5 left: calibrated",
         ),
-        (zscore(frame.J0) + zscore(frame.S), "$z(J_0) + z(S)$", "figure 5 right: scale-free"),
+        (zscore(frame.J0) + zscore(score), "$z(J_0) + z(V H)$", "figure 5 right: scale-free"),
         (frame.J0, "$J_0$", "not in the paper: $J_0$ alone"),
     )
     for ax, (values, label, title) in zip(axes, contents, strict=True):
@@ -229,11 +232,6 @@ def multiverse(table: pd.DataFrame) -> "Figure":
         ax.tick_params(axis="y", rotation=0)
         ax.grid(visible=False)
     return figure
-
-
-def _sign(x, y) -> str:
-    """How the slope of y on x compares with zero."""
-    return ">" if np.corrcoef(x, y)[0, 1] > 0 else "<"
 
 
 def _diagonal(ax: "Axes", x, y) -> None:
