@@ -62,3 +62,30 @@ def test_opens_with_its_claim_and_closes_with_its_verdict(notebook):
         assert "**Claim" in book.cells[0].source
         assert book.cells[-1].source.strip() == "run.finish()"
     assert len(code(book)) <= 32
+
+
+def test_opening_a_notebook_changes_nothing(notebook):
+    """JupyterLab writes the kernel's name and all it says of its language back into a notebook that lacks them."""
+    _, book = notebook
+    assert book.metadata.kernelspec == {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    }
+    assert set(book.metadata.language_info) == {
+        *(
+            "name",
+            "version",
+            "mimetype",
+            "file_extension",
+            "pygments_lexer",
+            "codemirror_mode",
+            "nbconvert_exporter",
+        )
+    }
+
+
+def test_a_long_parameter_cell_opens_folded(notebook):
+    _, book = notebook
+    (cell,) = [c for c in code(book) if "parameters" in c.metadata.get("tags", [])]
+    assert (len(cell.source.splitlines()) > 10) == bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
