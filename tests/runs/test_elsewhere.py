@@ -1,0 +1,78 @@
+"""Runs elsewhere: each in a process with kernels of its own, finished ones not done again, failures named."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from replicate import kernels
+from replicate.runs import elsewhere
+
+
+@pytest.fixture
+def calls(home, monkeypatch):
+    """Stands in for the main job: writes what one leaves behind; fails for seed 7."""
+    seen = []
+
+    def run(command, *, env, stdout, stderr):
+        chosen = dict(
+            item.removeprefix("--set=").split("=", 1) for item in command if item.startswith("--set=")
+        )
+        seen.append((command, env, chosen))
+        if chosen["SEED"] == "7":
+            stderr.write("replicate: error: no such thing\n")
+            return SimpleNamespace(returncode=2)
+        folder = Path(chosen["RUN_DIR"])
+        (folder / "verdicts").mkdir()
+        (folder / "verdicts" / "06_gap.json").write_text("{}")
+        provenance = {"hardware": {}, "versions": {}, "commit": "c", "parameters": {}}
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return seen
+
+
+def run(home, **options):
+    common = {"seeds": [0, 1], "settings": ["native", "stand-in"], "only": [], "overrides": [], "workers": 2}
+    return elsewhere.elsewhere(Path("p.yaml"), results=home / "results", **{**common, **options})
+
+
+def test_every_seed_under_every_setting_in_a_process_of_its_own(home, calls, monkeypatch):
+    """The parent has pinned its kernels; a child must not inherit the pins, or it would not be elsewhere."""
+    monkeypatch.setenv("MKL_CBWR", kernels.PINS["MKL_CBWR"])
+    status = run(home, only=["06"], overrides=["RL_SEEDS=[0, 1]"])
+    assert status == dict.fromkeys(["native-seed0", "native-seed1", "stand-in-seed0", "stand-in-seed1"])
+    assert sorted((env["REPLICATE_KERNELS"], chosen["SEED"]) for _, env, chosen in calls) == [
+        *(("native", "0"), ("native", "1"), ("stand-in", "0"), ("stand-in", "1"))
+    ]
+    for command, env, chosen in calls:
+        assert not set(env) & set(kernels.PINS)
+        assert chosen["RL_SEEDS"] == "[0, 1]"
+        assert "--only=06" in command
+    assert json.loads((home / "results" / "native-seed1" / "run.json").read_text())["seed"] == 1
+    assert (home / "results" / "native-seed1" / "verdicts" / "06_gap.json").is_file()
+
+
+def test_what_is_finished_is_not_done_again_and_what_failed_is(home, calls):
+    assert run(home, seeds=[0, 7])["native-seed7"] == "status 2: replicate: error: no such thing"
+    assert not (home / "results" / "native-seed7").exists()
+    before = len(calls)
+    run(home, seeds=[0, 7])
+    assert [chosen["SEED"] for *_, chosen in calls[before:]] == ["7", "7"]
+
+
+def test_verdicts_of_notebooks_that_an_earlier_run_executed_do_not_stay(home, calls):
+    run(home, seeds=[0], settings=["native"])
+    stale = home / "runs" / "elsewhere" / "native-seed0" / "verdicts" / "99_old.json"
+    stale.write_text("{}")
+    (home / "results" / "native-seed0" / "run.json").unlink()
+    run(home, seeds=[0], settings=["native"])
+    assert not (home / "results" / "native-seed0" / "verdicts" / "99_old.json").exists()
+
+
+def test_an_unknown_setting_is_named(home):
+    with pytest.raises(ValueError, match="settings: expected some of pinned, native, stand-in, got avx9"):
+        run(home, settings=["native", "avx9"])
