@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +29,7 @@ from replicate.runs.strict_yaml import shown
 _MOST = 10**6
 _SEED = 2**32 - 1
 # What a parameter file holds at most, in characters, and what a refusal does.
-_FILE, _LINE, _COMPLAINTS = 10**5, 300, 4
+_FILE, _LINE, _COMPLAINTS = 10**5, 300, 3
 
 
 def _printable(text: str) -> str:
@@ -55,7 +55,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+    def parse(cls, values: Mapping[str, Any], *, where: str) -> "Parameters":
         """Checks all of ``values``, the other notebooks' parameters too, and takes those that are this schema's own.
 
         Raises ``ValueError`` with one line that names ``where`` they came from and every culprit.
@@ -130,7 +130,7 @@ class ScaleParameters(Parameters):
     RESAMPLES: int = Field(500, ge=100, le=_MOST)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "ScaleParameters":
         if complaints := [*_complaints(self), *(_tiny_complaints(self) if self.LADDER == "tiny" else ())]:
             raise ValueError("; ".join(complaints))
         return self
@@ -186,7 +186,8 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) ->
         raise ValueError(
             one_line(f"{path}: expected a flat mapping of parameters (KEY: value), got {shown(values)}")
         )
-    return ScaleParameters.parse({**values, **(overrides or {})}, where=str(path))
+    where = f"{path} with -p" if overrides else str(path)
+    return ScaleParameters.parse({**values, **(overrides or {})}, where=where)
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:
@@ -202,9 +203,8 @@ def overrides(items: Sequence[str]) -> dict[str, Any]:
         try:
             values[key.strip()] = strict_yaml.read(text)
         except ValueError as error:
-            raise ValueError(
-                one_line(f"-p {shown(item)}: {error}; text goes in quotes, KEY='\"text\"'")
-            ) from None
+            quotes = "; quote what is text: KEY='\"text\"'" if "not valid YAML" in str(error) else ""
+            raise ValueError(one_line(f"-p {shown(item)}: {error}{quotes}")) from None
     return values
 
 
@@ -269,9 +269,11 @@ def _remedy(error: Any) -> str:
 
 def _as_number(text: str, kind: str) -> str:
     try:
-        value = float(text) if kind == "float_type" else int(text)
+        value = float(text)
     except ValueError:
         return ""
+    if kind == "int_type":
+        return f"; write {int(value)}" if value.is_integer() and abs(value) < 2**53 else ""
     # YAML takes a number with an exponent for text unless it has a point and a sign: 1.0e-5.
     mantissa, e, exponent = repr(value).partition("e")
     point = "" if not e or "." in mantissa else ".0"

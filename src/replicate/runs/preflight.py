@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replicate.runs import paths
@@ -100,7 +101,8 @@ def _device(params: ScaleParameters) -> Iterator[str]:
 def _ladder(params: ScaleParameters) -> Iterator[str]:
     if params.LADDER == "tiny":
         if params.FILLER < _FEW_WORDS:
-            yield from _prompts(params, _TinyTokenizer())
+            with tempfile.TemporaryDirectory() as folder:
+                yield from _prompts(params, _tiny_checkpoint(Path(folder)))
         return
     from replicate.ladder.checkpoints import open_ladder
 
@@ -140,16 +142,15 @@ def _config(checkpoint: "Checkpoint") -> dict[str, Any] | None:
         return None
 
 
-class _TinyTokenizer:
-    """What the tiny ladder's checkpoints will have, before there are any."""
+def _tiny_checkpoint(folder: Path) -> "Checkpoint":
+    """As much of a tiny ladder's checkpoint as prompts need, before there is any."""
+    from replicate.ladder import checkpoints, corpus
 
-    def tokenizer(self):
-        from replicate.ladder import corpus
-
-        return corpus.tokenizer()
+    corpus.tokenizer().save_pretrained(folder)
+    return checkpoints.Checkpoint("tiny", 1, 0, 0, 0, folder)
 
 
-def _prompts(params: ScaleParameters, checkpoint: Any, longest: int | None = None) -> Iterator[str]:
+def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int | None = None) -> Iterator[str]:
     """Draws the prompts that the jobs will draw."""
     from replicate.runs import jobs
 
@@ -161,8 +162,15 @@ def _prompts(params: ScaleParameters, checkpoint: Any, longest: int | None = Non
         return
     if longest is not None and length > longest:
         yield f"FILLER: expected prompts of at most {longest} tokens, the model's context, got {length}; lower FILLER"
-    try:
-        jobs.prompts(here, checkpoint, "pool")
-    except (ValueError, IndexError):  # nothing is left to select from
+    if _pool_size(here, checkpoint) == 0:
         got = f"{params.POOL_PROMPTS} drawn and none left"
         yield f"POOL_PROMPTS: expected some that are not held out, got {got}; raise FILLER or lower EVAL_PROMPTS"
+
+
+def _pool_size(params: ScaleParameters, checkpoint: "Checkpoint") -> int:
+    from replicate.runs import jobs
+
+    try:
+        return len(jobs.prompts(params, checkpoint, "pool"))
+    except Exception:  # selecting nothing may fail in any way; whatever it is, every job would meet it
+        return 0
