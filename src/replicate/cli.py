@@ -40,7 +40,7 @@ Address = Annotated[str | None, typer.Option(help="Address of a running Ray clus
 DEFAULT = Path("params/cpu.yaml")
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"replicate {__version__}")
         raise typer.Exit()
@@ -49,8 +49,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Shows the version.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Shows the version."),
+    ] = None,
 ) -> None:
     """Options of the program itself; the help text is the application's."""
 
