@@ -63,7 +63,7 @@ class Parameters(BaseModel):
         try:
             known = ScaleParameters.model_validate(dict(values))
         except ValidationError as error:
-            raise ValueError(one_line(f"{where}: {_explanation(error)}")) from None
+            raise ValueError(located(where, _explanation(error))) from None
         return cls(**{name: getattr(known, name) for name in values if name in cls.model_fields})
 
 
@@ -181,11 +181,10 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) ->
     try:
         values = strict_yaml.read(_text(Path(path)))
     except ValueError as error:
-        raise ValueError(one_line(f"{path}: {error}")) from None
+        raise ValueError(located(str(path), str(error))) from None
     if not isinstance(values, dict):
-        raise ValueError(
-            one_line(f"{path}: expected a flat mapping of parameters (KEY: value), got {shown(values)}")
-        )
+        got = f"expected a flat mapping of parameters (KEY: value), got {shown(values)}"
+        raise ValueError(located(str(path), got))
     where = f"{path} with -p" if overrides else str(path)
     return ScaleParameters.parse({**values, **(overrides or {})}, where=where)
 
@@ -212,6 +211,11 @@ def one_line(text: str) -> str:
     """``text`` on one line of printable characters, cut where no reader would go on."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return line if len(line) <= _LINE else f"{line[: _LINE - 3]}..."
+
+
+def located(where: str, complaint: str) -> str:
+    """The line that says where a complaint belongs; of a long path the end is kept."""
+    return one_line(f"{where if len(where) <= 120 else f'...{where[-117:]}'}: {complaint}")
 
 
 def _text(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replicate.runs import paths
-from replicate.runs.params import ScaleParameters, layer_complaint, one_line
+from replicate.runs.params import ScaleParameters, layer_complaint, located, one_line
 from replicate.runs.strict_yaml import shown
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def require_engine(engine: str) -> None:
 
 def _raise(where: str, complaints: Sequence[str] | Iterator[str]) -> None:
     if complaints := list(complaints):
-        raise ValueError(one_line(f"{where}: {'; '.join(complaints)}"))
+        raise ValueError(located(where, "; ".join(complaints)))
 
 
 def _folders(params: ScaleParameters, keep: bool) -> Iterator[str]:
