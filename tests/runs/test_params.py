@@ -11,6 +11,9 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from papermill import cli as papermill_cli
+from papermill.iorw import load_notebook_node, read_yaml_file
+from papermill.parameterize import parameterize_notebook
 
 from replicate.lm.task import LABELS
 from replicate.runs import params
@@ -36,14 +39,33 @@ def test_notebook_parameters_are_the_schema_with_its_defaults(path):
     assert parameter_cell(path) == schema().model_dump()
 
 
+def parameterized(path, values):
+    """The namespace of a notebook when its start is called: its parameter cell, then the cell that Papermill adds."""
+    book = parameterize_notebook(load_notebook_node(str(path)), values)
+    namespace = {}
+    for cell in book.cells:
+        if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
+            exec(cell.source, namespace)  # literals
+    return namespace
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_every_flat_file_serves_every_notebook(path, file):
-    """As Papermill does it: the notebook's own values, then the file's on top, the others' parameters among them."""
-    values = yaml.safe_load(file.read_text())
-    schema = schema_of(path.stem)
-    found = schema.parse({**parameter_cell(path), **values}, where=path.stem)
-    assert found.model_dump() == {name: values[name] for name in schema.model_fields}
+def test_every_flat_file_serves_every_notebook(home, path, file):
+    """As ``papermill notebook.ipynb out.ipynb -f file.yaml`` does it, up to and with the call of start."""
+    values = read_yaml_file(str(file))
+    found = start(path.stem, parameterized(path, values))
+    assert found.params.model_dump() == {name: values[name] for name in schema_of(path.stem).model_fields}
+    assert found.folder == home / values["RUN_DIR"]
+
+
+def test_papermill_hands_over_a_list_on_its_command_line_as_text(home):
+    """``-p BUDGETS "[5]"``; a number with an exponent it does understand."""
+    (path,) = (ROOT / "notebooks").glob("11_*.ipynb")
+    values = {"BUDGETS": papermill_cli._resolve_type("[5]"), "SIGMA": papermill_cli._resolve_type("1e-2")}
+    assert values == {"BUDGETS": "[5]", "SIGMA": 0.01}
+    found = start(path.stem, parameterized(path, values)).params
+    assert (found.BUDGETS, found.SIGMA) == ([5], 0.01)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
