@@ -1,7 +1,8 @@
 """The command line: ``replicate --help``, the same as ``python -m replicate --help``.
 
 Every error that the input causes is one line on stderr that names the culprit, and status 2; a run in which some job
-or notebook failed finishes the others, says so, and ends with status 1.
+or notebook failed finishes the others, says so, and ends with status 1. Parameters are checked before torch is
+imported, and what the machine can tell about them before any work.
 """
 
 import os
@@ -12,25 +13,47 @@ from typing import Annotated, Any
 
 import typer
 
+from replicate import __version__
 from replicate.runs import params as schemas
 from replicate.runs.params import ScaleParameters
 
 app = typer.Typer(
-    help="Replication and audit of the Value-Gradient Hypothesis of RL for LLMs.",
+    help="""Replication and audit of the Value-Gradient Hypothesis of RL for LLMs.
+
+Relative paths, on the command line and in parameter files, are taken from the working directory; in the folder of the
+notebooks RUN_DIR, LADDER and LADDER_DIR are taken from the suite's folder, and wherever REPLICATE_HOME is set, from
+there. Status 0: all fine. 1: some job or notebook failed, the others are done. 2: the input is at fault, nothing ran.
+""",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
-    no_args_is_help=True,
 )
 
 ParamsFile = Annotated[Path, typer.Option("-f", "--params", help="YAML file of parameters, as in params/.")]
 Overrides = Annotated[
-    list[str], typer.Option("-p", "--set", metavar="KEY=VALUE", help="Overrides one parameter.")
+    list[str],
+    typer.Option("-p", "--set", metavar="KEY=VALUE", help="Overrides one parameter; VALUE is read as YAML."),
 ]
 Engine = Annotated[str, typer.Option(help="Where jobs run: local, or ray (the extra 'cluster').")]
 Workers = Annotated[int, typer.Option(help="Processes side by side (jobs; notebooks).", min=1)]
-Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")]
+Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster, with --engine ray.")]
 DEFAULT = Path("params/cpu.yaml")
+
+
+def _show_version(wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(f"replicate {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Shows the version."),
+    ] = None,
+) -> None:
+    """Options of the program itself; the help text is the application's."""
 
 
 @app.command()
@@ -39,13 +62,16 @@ def run(
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nobody mutates it
     engine: Engine = "local",
     address: Address = None,
-    only: Annotated[list[str], typer.Option(help="Execute only notebooks whose name starts so.")] = [],  # noqa: B006
+    only: Annotated[
+        list[str], typer.Option(help="Execute only notebooks whose name starts so, as in --only 11.")
+    ] = [],  # noqa: B006
     workers: Workers = 1,
 ) -> None:
     """The main job: the ladder, all jobs, every notebook; leaves figures, tables and provenance in RUN_DIR."""
+    checked = _load(params, overrides, engine, notebooks=only)
     from replicate.runs.main_job import main_job
 
-    outcome = main_job(_load(params, overrides), engine=engine, address=address, only=only, workers=workers)
+    outcome = main_job(checked, engine=engine, address=address, only=only, workers=workers)
     typer.echo(outcome.summary())
     for line in outcome.problems():
         typer.echo(f"failed: {line}", err=True)
@@ -61,7 +87,7 @@ def sweep(
     workers: Workers = 1,
 ) -> None:
     """Runs every job (checkpoint x seed x experiment) that has no record yet."""
-    _sweep(_load(params, overrides), ("measure", "rl"), engine, address, workers)
+    _sweep(_load(params, overrides, engine), ("measure", "rl"), engine, address, workers)
 
 
 @app.command()
@@ -79,9 +105,10 @@ def rl(params: ParamsFile = DEFAULT, overrides: Overrides = []) -> None:  # noqa
 @app.command()
 def ladder(params: ParamsFile = DEFAULT, overrides: Overrides = []) -> None:  # noqa: B006
     """Opens the ladder, training the tiny one if it is not there, and lists its checkpoints."""
+    checked = _load(params, overrides)
     from replicate.runs import jobs
 
-    opened = jobs.ladder(_load(params, overrides))
+    opened = jobs.ladder(checked)
     typer.echo(f"{opened.kind}: {len(opened)} checkpoints")
     for checkpoint in opened:
         typer.echo(f"{checkpoint.step:>9}  {checkpoint.tokens:>15}  {checkpoint.sha[:12]}  {checkpoint.name}")
@@ -92,8 +119,11 @@ def check_params(
     params: Annotated[Path, typer.Argument(help="YAML file of parameters.")],
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Checks a parameter file and changes nothing."""
-    _load(params, overrides)
+    """Checks a parameter file: names, types, and whether folders, device and ladder can be used here.
+
+    Nothing is computed and nothing is left behind.
+    """
+    _load(params, overrides, keep=False)
     typer.echo(f"{params}: fine")
 
 
@@ -141,26 +171,41 @@ def _sweep(
     raise typer.Exit(1 if outcome.failed else 0)
 
 
-def _load(path: Path, overrides: Sequence[str]) -> ScaleParameters:
-    import yaml
+def _load(
+    path: Path,
+    overrides: Sequence[str],
+    engine: str = "local",
+    *,
+    notebooks: Sequence[str] | None = None,
+    keep: bool = True,
+) -> ScaleParameters:
+    """The parameters, once everything about them that can be known beforehand is found to be in order."""
+    params = schemas.load(path, schemas.overrides(overrides))
+    from replicate.runs import preflight
 
-    changed = {}
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"--set {item}: expected KEY=VALUE")
-        changed[key] = yaml.safe_load(value)
-    return schemas.load(path, changed)
+    preflight.require_engine(engine)
+    if notebooks is not None:
+        preflight.require_notebooks(notebooks)
+    preflight.require(params, where=str(path), keep=keep)
+    return params
 
 
 def main() -> None:
     """Entry point: turns errors of the input into one line and status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        sys.exit(app(args=sys.argv[1:] or ["--help"], prog_name="replicate", standalone_mode=False))
+    except typer.Abort:  # Ctrl-C
+        sys.exit(130)
+    except typer.TyperException as error:
+        _refuse(f"{error.format_message()} (see replicate --help)")
     except (ValueError, OSError) as error:
-        print(f"replicate: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> None:
+    print(f"replicate: error: {schemas.one_line(message)}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from replicate.ladder.checkpoints import Ladder
 from replicate.report import figures
 from replicate.report.claims import Verdicts, cell_number
-from replicate.runs import jobs, paths, tables
+from replicate.runs import jobs, paths, preflight, tables
 from replicate.runs.params import MapParameters, Parameters, ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
 
@@ -78,11 +78,16 @@ class NotebookRun:
 def start(notebook: str, namespace: Mapping[str, Any], *, source: str | None = None) -> NotebookRun:
     """Checks the parameters in ``namespace`` (the notebook's ``globals()``) and sets up figures and verdicts.
 
-    Papermill puts a mistyped ``-p`` name beside the real ones and only warns; here the stray name is an error. Call
+    One flat file of parameters serves every notebook: those of the others are checked and left alone. Papermill puts
+    a mistyped ``-p`` name beside the real ones and only warns; here a name that no notebook knows is an error. Call
     this right after the parameters, in the second code cell, before anything else is defined. ``source`` says what the
     notebook's rows measure; without it each row says so itself.
     """
     params = schema_of(notebook).parse(_plain_values(namespace), where=notebook)
+    if isinstance(params, ScaleParameters):
+        preflight.require(params, where=notebook)
+    elif isinstance(params, ToyParameters):
+        preflight.require_folder(params.RUN_DIR, where=notebook)
     figures.use_style()
     verdicts = Verdicts(notebook, source, shift=(cell_number() or _START_CELL) - _START_CELL)
     return NotebookRun(notebook, params, paths.resolve(params.RUN_DIR), verdicts)
@@ -97,7 +102,7 @@ def _plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_")
+        if not name.startswith(("_", "PAPERMILL_"))  # --inject-paths adds PAPERMILL_INPUT_PATH and the like
         and name not in _IPYTHON
         and not isinstance(value, ModuleType | FunctionType | type)
         and not inspect.isroutine(value)

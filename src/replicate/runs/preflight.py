@@ -1,0 +1,176 @@
+"""What only the machine can tell about parameters, asked before any work: folders, device, ladder, prompts, Jupyter.
+
+Each complaint is a line that names the parameter, what was expected, what was found and the remedy.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replicate.runs import paths
+from replicate.runs.params import ScaleParameters, layer_complaint, located, one_line
+from replicate.runs.strict_yaml import shown
+
+if TYPE_CHECKING:
+    from replicate.ladder.checkpoints import Checkpoint, Ladder
+
+# With fewer filler words the held-out prompts may be all there are.
+_FEW_WORDS = 4
+
+
+def require(params: ScaleParameters, *, where: str, keep: bool = True) -> None:
+    """Raises ``ValueError`` with one line, beginning with ``where``, if a run with these parameters must fail.
+
+    The folders that it tries to write to stay, unless ``keep`` is false.
+    """
+    _raise(where, [*_folders(params, keep), *_device(params), *_ladder(params)])
+
+
+def require_folder(run_dir: str, *, where: str) -> None:
+    """The same for a notebook that needs nothing but a folder for its figures and verdicts."""
+    _raise(where, _writable("RUN_DIR", run_dir, keep=True))
+
+
+def require_notebooks(only: Sequence[str] = ()) -> None:
+    """Raises ``ValueError`` if the notebooks cannot be executed: none there, none of that name, or no Jupyter."""
+    folder = paths.notebooks()
+    found = [p.stem for p in folder.glob("[0-9][0-9]_*.ipynb")]
+    if not found:
+        raise ValueError(
+            f"notebooks: none in {folder}; set REPLICATE_HOME to the suite's folder, or use `replicate sweep`"
+        )
+    if none := [name for name in only if not any(stem.startswith(name) for stem in found)]:
+        raise ValueError(f"--only {shown(none[0])}: no such notebook; there are {', '.join(sorted(found))}")
+    if missing := [name for name in ("papermill", "ipykernel") if find_spec(name) is None]:
+        raise ValueError(
+            f"notebooks: {' and '.join(missing)} not installed; pip install {' '.join(missing)}, or use "
+            "`replicate sweep`"
+        )
+
+
+def require_engine(engine: str) -> None:
+    """Raises ``ValueError`` for an engine that does not exist or is not installed."""
+    if engine not in ("local", "ray"):
+        raise ValueError(f"--engine {shown(engine)}: expected local or ray")
+    if engine == "ray" and find_spec("ray") is None:
+        raise ValueError("--engine ray: not installed; pip install ray, or use --engine local")
+
+
+def _raise(where: str, complaints: Sequence[str] | Iterator[str]) -> None:
+    if complaints := list(complaints):
+        raise ValueError(located(where, "; ".join(complaints)))
+
+
+def _folders(params: ScaleParameters, keep: bool) -> Iterator[str]:
+    yield from _writable("RUN_DIR", params.RUN_DIR, keep)
+    if params.LADDER == "tiny":
+        yield from _writable("LADDER_DIR", params.LADDER_DIR, keep)
+
+
+def _writable(name: str, folder: str, keep: bool) -> Iterator[str]:
+    """Permissions, full disks and odd file systems show only when something is written."""
+    try:
+        path = paths.resolve(folder)
+        made = [p for p in (path, *path.parents) if not p.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"probe")
+        for empty in () if keep else made:
+            empty.rmdir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        yield f"{name}: cannot write to {shown(folder, 100)} ({reason}); name a folder that can be written"
+
+
+def _device(params: ScaleParameters) -> Iterator[str]:
+    import torch
+
+    try:
+        probe = torch.ones(1, dtype=getattr(torch, params.DTYPE), device=params.DEVICE)
+        torch.Generator(device=params.DEVICE)
+        (probe + probe).item()  # a device such as meta holds no numbers
+    # torch reports an unknown name, a missing driver and a missing kernel by whatever it has at hand.
+    except Exception as error:
+        reason = one_line(str(error).split("device type at")[0])[:90]
+        yield f"DEVICE: {shown(params.DEVICE)} with {params.DTYPE} does not work here ({reason}); use DEVICE=cpu"
+
+
+def _ladder(params: ScaleParameters) -> Iterator[str]:
+    if params.LADDER == "tiny":
+        if params.FILLER < _FEW_WORDS:
+            with tempfile.TemporaryDirectory() as folder:
+                yield from _prompts(params, _tiny_checkpoint(Path(folder)))
+        return
+    from replicate.ladder.checkpoints import open_ladder
+
+    try:
+        ladder = open_ladder(
+            params.LADDER if params.LADDER.startswith("hub:") else paths.resolve(params.LADDER)
+        )
+    except (ValueError, OSError) as error:
+        yield f"LADDER: {error}; give 'tiny' or a folder of snapshots stage1-step...-tokens..."
+        return
+    yield from _model(params, ladder)
+
+
+def _model(params: ScaleParameters, ladder: "Ladder") -> Iterator[str]:
+    """A damaged snapshot is a failed row of the sweep, not the end of it: the first that can be read is asked."""
+    config = next(filter(None, map(_config, ladder)), None)
+    if config is None:
+        yield f"LADDER: no snapshot in {shown(params.LADDER, 100)} has a readable config.json"
+        return
+    if complaint := layer_complaint(params, config["num_hidden_layers"]):
+        yield complaint
+    length = config.get("max_position_embeddings")
+    for checkpoint in ladder:
+        try:
+            checkpoint.tokenizer()
+        except ValueError:
+            continue
+        return (yield from _prompts(params, checkpoint, length))
+    yield f"LADDER: no snapshot in {shown(params.LADDER, 100)} has a usable tokenizer"
+
+
+def _config(checkpoint: "Checkpoint") -> dict[str, Any] | None:
+    try:
+        config = json.loads((checkpoint.where / "config.json").read_text())
+        return config if isinstance(config["num_hidden_layers"], int) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _tiny_checkpoint(folder: Path) -> "Checkpoint":
+    """As much of a tiny ladder's checkpoint as prompts need, before there is any."""
+    from replicate.ladder import checkpoints, corpus
+
+    corpus.tokenizer().save_pretrained(folder)
+    return checkpoints.Checkpoint("tiny", 1, 0, 0, 0, folder)
+
+
+def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int | None = None) -> Iterator[str]:
+    """Draws the prompts that the jobs will draw."""
+    from replicate.runs import jobs
+
+    here = params.model_copy(update={"DEVICE": "cpu"})
+    try:
+        length = jobs.prompts(here, checkpoint, "eval").tokens.shape[1]
+    except ValueError as error:
+        yield f"LABELS, FILLER: these prompts cannot be made with this ladder ({error})"
+        return
+    if longest is not None and length > longest:
+        yield f"FILLER: expected prompts of at most {longest} tokens, the model's context, got {length}; lower FILLER"
+    if _pool_size(here, checkpoint) == 0:
+        got = f"{params.POOL_PROMPTS} drawn and none left"
+        yield f"POOL_PROMPTS: expected some that are not held out, got {got}; raise FILLER or lower EVAL_PROMPTS"
+
+
+def _pool_size(params: ScaleParameters, checkpoint: "Checkpoint") -> int:
+    from replicate.runs import jobs
+
+    try:
+        return len(jobs.prompts(params, checkpoint, "pool"))
+    except Exception:  # selecting nothing may fail in any way; whatever it is, every job would meet it
+        return 0
