@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from replicate import __version__
+from replicate import __version__, kernels
 from replicate.runs import params as schemas
 from replicate.runs.params import ScaleParameters
 
@@ -128,31 +128,81 @@ def check_params(
 
 
 @app.command()
+def fingerprint() -> None:
+    """Says whether this machine computes the same bits as the one that published the results (some seconds)."""
+    from replicate.runs import fingerprint as prints
+
+    found = prints.fingerprint()
+    for name, value in found.items():
+        typer.echo(f"{name:24s} {value:12s}{'' if prints.REFERENCE[name] == value else 'differs'}")
+    same = "none" if not (differs := prints.differences(found)) else f"{len(differs)} of {len(found)}"
+    typer.echo(f"kernels {kernels.name()}; entries that differ from the published run's: {same}")
+
+
+@app.command()
+def elsewhere(
+    params: ParamsFile = DEFAULT,
+    overrides: Overrides = [],  # noqa: B006
+    seeds: Annotated[list[int], typer.Option(help="Values of SEED, each with a ladder of its own.")] = [  # noqa: B006
+        *range(5)
+    ],
+    settings: Annotated[
+        list[str], typer.Option(help="Kernels: pinned, native, stand-in (another machine's rounding).")
+    ] = ["pinned", "native", "stand-in"],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Execute only notebooks whose name starts so.")] = [],  # noqa: B006
+    results: Annotated[Path, typer.Option(help="Folder for the verdict tables.")] = Path("results/elsewhere"),
+    workers: Workers = 1,
+) -> None:
+    """The main job at several seeds and under several kernels; status 1 if a run fails or two verdicts differ."""
+    _load(params, overrides, notebooks=only, keep=False)
+    from replicate.report import elsewhere as seen
+    from replicate.runs import elsewhere as runs
+
+    options = {"seeds": seeds, "settings": settings, "only": only, "overrides": overrides}
+    status = runs.elsewhere(params, **options, results=results, workers=workers)
+    problems = [f"failed: {name}: {error}" for name, error in status.items() if error]
+    found = {name: tables for name, tables in seen.load(results).items() if name in status}
+    first = next(iter(found.values()), [])
+    problems += [f"differs: {line}" for line in seen.disagreements(first, found)]
+    for line in problems:
+        typer.echo(line, err=True)
+    typer.echo(f"{len(found)} of {len(status)} runs finished, verdicts in {results}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
 def report(
     results: Annotated[Path, typer.Option(help="Folder of the published run.")] = Path("results/cpu"),
     readme: Annotated[Path, typer.Option(help="README whose generated blocks are made anew.")] = Path(
         "README.md"
     ),
+    claims: Annotated[Path, typer.Option(help="Page of all claims, made anew.")] = Path("CLAIMS.md"),
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether the README is up to date.")
+        bool, typer.Option("--check", help="Only say whether both pages are up to date.")
     ] = False,
     publish: Annotated[
         Path | None, typer.Option(help="First copy this run's small results into RESULTS.")
     ] = None,
 ) -> None:
-    """Makes the README's tables from the results; with --publish, takes over a finished run first."""
+    """Makes the README's tables and CLAIMS.md from the results; with --publish, takes over a finished run first."""
+    from replicate.files import write_text
+    from replicate.report import claims_page
     from replicate.report import readme as blocks
     from replicate.runs.main_job import publish_run
 
     if publish is not None:
         publish_run(publish, results)
-    text = blocks.render(readme, results)
-    current = readme.read_text() == text
-    if check:
-        typer.echo(f"{readme}: {'up to date' if current else 'out of date'}")
-        raise typer.Exit(0 if current else 1)
-    readme.write_text(text)
-    typer.echo(f"{readme}: {'unchanged' if current else 'rewritten'}")
+    pages = {
+        readme: blocks.render(readme, results),
+        claims: claims_page.render(results, results.parent / "elsewhere"),
+    }
+    stale = [page for page, text in pages.items() if not page.is_file() or page.read_text() != text]
+    for page, text in pages.items():
+        if not check and page in stale:
+            write_text(page, text)
+        words = ("out of date" if check else "rewritten") if page in stale else "up to date"
+        typer.echo(f"{page}: {words}")
+    raise typer.Exit(1 if check and stale else 0)
 
 
 def _sweep(
@@ -194,6 +244,7 @@ def main() -> None:
     """Entry point: turns errors of the input into one line and status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        kernels.setting()
         sys.exit(app(args=sys.argv[1:] or ["--help"], prog_name="replicate", standalone_mode=False))
     except typer.Abort:  # Ctrl-C
         sys.exit(130)

@@ -22,7 +22,7 @@ def execute(
     """
     from tqdm import tqdm
 
-    folder = folder or paths.home() / "notebooks"
+    folder = folder or paths.notebooks()
     found = [
         p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if not only or p.stem.startswith(tuple(only))
     ]
