@@ -11,33 +11,14 @@ from safetensors.torch import load_file, save_file
 from replicate import files, identity
 from replicate.ladder.checkpoints import open_ladder
 from replicate.runs import jobs, sweep, tables
-from replicate.runs.params import ScaleParameters
 from replicate.runs.store import content
-
-
-@pytest.fixture
-def params(ladder, home):
-    """A sweep of seconds on a copy of the session's ladder."""
-    folder = home / "ladder"
-    shutil.copytree(ladder.checkpoints[0].where.parent, folder)
-    return ScaleParameters(
-        RUN_DIR="run", LADDER="ladder", FILLER=4, POOL_PROMPTS=32, EVAL_PROMPTS=8, MEASURE_PROMPTS=8, MEASURE_GROUP=4,
-        PROMPTS=4, GROUP_SIZE=4, RL_SEEDS=[0, 1], BUDGETS=[1, 2],
-    )  # fmt: skip
-
-
-def contents(params):
-    folder = sweep.store_of(params).folder
-    return {
-        p.relative_to(folder).as_posix(): content(json.loads(p.read_text())) for p in folder.rglob("*.json")
-    }
 
 
 def run(params, **options):
     return sweep.sweep(params, progress=False, **options)
 
 
-def test_a_second_sweep_finds_everything_and_runs_nothing(params, monkeypatch):
+def test_a_second_sweep_finds_everything_and_runs_nothing(params, monkeypatch, contents):
     first = run(params)
     assert (first.done, first.found, first.failed) == (9, 0, [])  # 3 checkpoints x (1 measurement + 2 seeds)
     before = contents(params)
@@ -47,7 +28,7 @@ def test_a_second_sweep_finds_everything_and_runs_nothing(params, monkeypatch):
     assert contents(params) == before
 
 
-def test_an_interrupted_sweep_ends_with_the_records_of_an_unbroken_one(params, monkeypatch):
+def test_an_interrupted_sweep_ends_with_the_records_of_an_unbroken_one(params, monkeypatch, contents):
     """Killed after five units, with one seed of a pair lost: the rest is run, alone, to the same bits."""
     run(params)
     unbroken = contents(params)
@@ -73,7 +54,7 @@ def test_an_interrupted_sweep_ends_with_the_records_of_an_unbroken_one(params, m
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"engine": "ray"}])
-def test_records_do_not_depend_on_who_runs_the_jobs(params, options):
+def test_records_do_not_depend_on_who_runs_the_jobs(params, options, contents):
     if options.get("engine") == "ray":
         pytest.importorskip("ray")
     run(params)
@@ -101,7 +82,7 @@ def test_damaged_and_missing_files_become_failed_rows(params, home):
     assert frame.step.tolist() == [0]
 
 
-def test_a_result_that_is_not_finite_is_one_failed_row_and_the_sweep_goes_on(params, monkeypatch):
+def test_a_result_that_is_not_finite_is_one_failed_row_and_the_sweep_goes_on(params, monkeypatch, contents):
     """One seed at one checkpoint diverges: its row says where; its neighbour in the same unit stays."""
     real = jobs.run
 
@@ -119,7 +100,7 @@ def test_a_result_that_is_not_finite_is_one_failed_row_and_the_sweep_goes_on(par
     assert len(contents(params)) == 8
 
 
-def test_a_checkpoint_of_nan_weights_fails_alone(params, home):
+def test_a_checkpoint_of_nan_weights_fails_alone(params, home, contents):
     folder = open_ladder(home / "ladder").at(20).where
     weights = load_file(folder / "model.safetensors")
     save_file(
@@ -134,7 +115,7 @@ def test_a_checkpoint_of_nan_weights_fails_alone(params, home):
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "bit", "foreign", "no text"])
-def test_a_damaged_record_is_said_and_run_again(params, damage, capsys):
+def test_a_damaged_record_is_said_and_run_again(params, damage, capsys, contents):
     run(params)
     before = contents(params)
     paths = sorted(sweep.store_of(params).folder.glob("rl/*.json"))
@@ -161,7 +142,7 @@ def test_a_damaged_record_is_said_and_run_again(params, damage, capsys):
     assert run(params).damaged == []
 
 
-def test_a_full_disk_ends_the_sweep_in_one_line_and_keeps_what_is_done(params, monkeypatch):
+def test_a_full_disk_ends_the_sweep_in_one_line_and_keeps_what_is_done(params, monkeypatch, contents):
     real, calls = files.os.fsync, []
 
     def full(descriptor):

@@ -22,6 +22,7 @@ class MainOutcome:
     sweep: Outcome
     notebooks: dict[str, str | None]
     mixed: list[str] = field(default_factory=list)
+    no_tables: str | None = None
 
     def summary(self) -> str:
         """One line for people, and a second one if the results were not all made by one code on one machine."""
@@ -31,9 +32,10 @@ class MainOutcome:
         return f"{said}\n{differ}, see provenance.json" if self.mixed else said
 
     def problems(self) -> list[str]:
-        """One line per failed job and per failed notebook."""
+        """One line per failed job and per failed notebook, and one if there are no tables."""
         failed = [f"{row['experiment']} at {row['checkpoint']}: {row['error']}" for row in self.sweep.failed]
-        return failed + [f"notebook {name}: {error}" for name, error in self.notebooks.items() if error]
+        failed += [f"notebook {name}: {error}" for name, error in self.notebooks.items() if error]
+        return failed + ([f"tables: {self.no_tables}"] if self.no_tables else [])
 
 
 def main_job(
@@ -51,13 +53,22 @@ def main_job(
         ladder = jobs.ladder(params)
     with clock.stage("jobs"):
         outcome = sweep(params, ladder=ladder, engine=engine, address=address, workers=workers)
-    tables.load(params, ladder).save(folder / "tables")
+    without = _save_tables(params, ladder, folder / "tables")
     provenance.write(folder, describe(params, ladder, clock))
     with clock.stage("notebooks"):
         executed = papermill.execute(params, only=only, workers=workers)
     described = describe(params, ladder, clock)
     provenance.write(folder, described)
-    return MainOutcome(folder, outcome, executed, described["mixed"])
+    return MainOutcome(folder, outcome, executed, described["mixed"], without)
+
+
+def _save_tables(params: ScaleParameters, ladder: Ladder, folder: Path) -> str | None:
+    """Saves the tables; why there are none if every job failed."""
+    try:
+        tables.load(params, ladder).save(folder)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def describe(params: ScaleParameters, ladder: Ladder, clock: provenance.Clock) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def mixed(origins: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {said}" for name, said in value.items() if said is not None)
+        return ", ".join(f"{name} {said}" for name, said in sorted(value.items()) if said is not None)
     return str(value)
 
 
