@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replicate.runs.store import content
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -95,6 +93,8 @@ def test_a_damaged_checkpoint_makes_status_1_and_keeps_the_rest(tiny):
 
 
 def records(folder):
+    from replicate.runs.store import content
+
     return {p.name: content(json.loads(p.read_text())) for p in (folder / "run" / "records").rglob("*.json")}
 
 

@@ -24,7 +24,7 @@ def work(what, argument):
     if what == "sleep":
         with open(argument, "a") as file:
             file.write(f"{os.getpid()}\\n")
-        time.sleep(60)
+        time.sleep(600)
     return argument
 """
 PARENT = """
