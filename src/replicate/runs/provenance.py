@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from replicate import identity
+from replicate import __version__, identity
 from replicate.files import write_text
 from replicate.ladder.checkpoints import Ladder
 from replicate.threads import THREADS
 
-_MATTER = ("replicate", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+_MATTER = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 _OTHERS = (
     *("scipy", "pandas", "statsmodels", "arch", "seaborn", "matplotlib", "pydantic", "pyarrow", "papermill"),
     *("jupyterlab", "ray"),
@@ -60,7 +60,11 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """Commit, versions, kernels and hardware of this process, whose numbers come from ``device``."""
     return {
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **dict(_versions(_MATTER))},
+        "versions": {
+            "python": platform.python_version(),
+            "replicate": __version__,
+            **dict(_versions(_MATTER)),
+        },
         "kernels": identity.kernels(),
         "processor": _processor(),
         "cores": os.cpu_count(),
