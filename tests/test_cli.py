@@ -1,5 +1,6 @@
 """The command line: one-line errors that name the culprit, statuses, and a run that survives kill -9."""
 
+import json
 import os
 import resource
 import shutil
@@ -219,11 +220,13 @@ def test_a_damaged_checkpoint_makes_status_1_and_keeps_the_rest(tiny):
 
 
 def records(folder):
-    return {p.name: p.read_bytes() for p in (folder / "run" / "records").rglob("*.json")}
+    from replicate.runs.store import content
+
+    return {p.name: content(json.loads(p.read_text())) for p in (folder / "run" / "records").rglob("*.json")}
 
 
 def test_killed_in_the_middle_and_started_again(tiny):
-    """kill -9 once some records are there; the second call runs only what is missing, to the same bytes."""
+    """kill -9 once some records are there; the second call runs only what is missing, to the same content."""
     command = ("sweep", "-f", tiny / "p.yaml")
     call(*command, home=tiny, check=0)
     unbroken = records(tiny)

@@ -1,12 +1,14 @@
 """Ladders: training, resuming, reuse, opening, and damaged folders."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from replicate import files, identity
 from replicate.ladder import corpus, pretrain
 from replicate.ladder.checkpoints import NAME, open_ladder, snapshot_name
 from replicate.ladder.pretrain import TinyLadder, train
@@ -64,6 +66,57 @@ def test_a_finished_ladder_is_reused_and_other_parameters_make_another(ladder, s
     monkeypatch.setattr(pretrain, "_train", lambda *_: pytest.fail("trained again"))
     assert shas(train(spec, folder, progress=False)) == shas(ladder)
     assert dataclasses.replace(spec, seed=1).key != spec.key
+
+
+def test_other_code_libraries_or_kernels_make_another_ladder(spec, monkeypatch):
+    keys = {spec.key}
+    for name, value in {
+        "digest": "other",
+        "versions": {"torch": "0"},
+        "kernels": {"torch": "DEFAULT"},
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(identity, name, lambda *_, value=value: value)
+            keys.add(spec.key)
+    assert len(keys) == 4
+    assert spec.key in keys
+
+
+def test_the_folder_says_what_made_it(ladder, spec):
+    said = json.loads((ladder.checkpoints[0].where.parent / "parameters.json").read_text())
+    assert said["spec"] == dataclasses.asdict(spec)
+    assert said["code"] == identity.digest("replicate.ladder.pretrain")
+    assert said["versions"]["torch"] == torch.__version__
+    assert said["kernels"] == identity.kernels()
+
+
+@pytest.mark.parametrize("name", ["parameters.json", "LADDER"])
+def test_killed_before_the_done_mark_the_ladder_is_finished_later(ladder, spec, tmp_path, monkeypatch, name):
+    def die(path, text):
+        if path.name == name:
+            raise KeyboardInterrupt
+        files.write_text(path, text)
+
+    monkeypatch.setattr(pretrain, "write_text", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, tmp_path, progress=False)
+    monkeypatch.undo()
+    assert not (tmp_path / spec.key / "LADDER").exists()
+    monkeypatch.setattr(pretrain, "_save", lambda *_: pytest.fail("trained again"))
+    again = train(spec, tmp_path, progress=False)
+    assert shas(again) == shas(ladder)
+    assert again.kind == ladder.kind
+    assert not (tmp_path / spec.key / "resume.pt").exists()
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_damaged_state_costs_time_and_nothing_else(ladder, spec, tmp_path, monkeypatch, length):
+    monkeypatch.setattr(pretrain, "_finish", lambda *_: None)
+    train(spec, tmp_path, progress=False)
+    monkeypatch.undo()
+    state = tmp_path / spec.key / "resume.pt"
+    state.write_bytes(state.read_bytes()[:length])
+    assert shas(train(spec, tmp_path, progress=False)) == shas(ladder)
 
 
 def copy(ladder, tmp_path):

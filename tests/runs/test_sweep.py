@@ -1,37 +1,24 @@
 """The sweep: records once and for all, the same bits in any order and company, failures reported and passed over."""
 
+import errno
 import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from replicate import files, identity
 from replicate.ladder.checkpoints import open_ladder
 from replicate.runs import jobs, sweep, tables
-from replicate.runs.params import ScaleParameters
-from replicate.runs.store import Store, key_of
-
-
-@pytest.fixture
-def params(ladder, home):
-    """A sweep of seconds on a copy of the session's ladder."""
-    folder = home / "ladder"
-    shutil.copytree(ladder.checkpoints[0].where.parent, folder)
-    return ScaleParameters(
-        RUN_DIR="run", LADDER="ladder", FILLER=4, POOL_PROMPTS=32, EVAL_PROMPTS=8, MEASURE_PROMPTS=8, MEASURE_GROUP=4,
-        PROMPTS=4, GROUP_SIZE=4, RL_SEEDS=[0, 1], BUDGETS=[1, 2],
-    )  # fmt: skip
-
-
-def contents(params):
-    folder = sweep.store_of(params).folder
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.json")}
+from replicate.runs.store import content
 
 
 def run(params, **options):
     return sweep.sweep(params, progress=False, **options)
 
 
-def test_a_second_sweep_finds_everything_and_runs_nothing(params, monkeypatch):
+def test_a_second_sweep_finds_everything_and_runs_nothing(params, monkeypatch, contents):
     first = run(params)
     assert (first.done, first.found, first.failed) == (9, 0, [])  # 3 checkpoints x (1 measurement + 2 seeds)
     before = contents(params)
@@ -41,7 +28,7 @@ def test_a_second_sweep_finds_everything_and_runs_nothing(params, monkeypatch):
     assert contents(params) == before
 
 
-def test_an_interrupted_sweep_ends_with_the_records_of_an_unbroken_one(params, monkeypatch):
+def test_an_interrupted_sweep_ends_with_the_records_of_an_unbroken_one(params, monkeypatch, contents):
     """Killed after five units, with one seed of a pair lost: the rest is run, alone, to the same bits."""
     run(params)
     unbroken = contents(params)
@@ -67,7 +54,7 @@ def test_an_interrupted_sweep_ends_with_the_records_of_an_unbroken_one(params, m
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"engine": "ray"}])
-def test_records_do_not_depend_on_who_runs_the_jobs(params, options):
+def test_records_do_not_depend_on_who_runs_the_jobs(params, options, contents):
     if options.get("engine") == "ray":
         pytest.importorskip("ray")
     run(params)
@@ -95,11 +82,133 @@ def test_damaged_and_missing_files_become_failed_rows(params, home):
     assert frame.step.tolist() == [0]
 
 
-def test_nan_in_a_job_is_a_failure_and_leaves_no_record(params, monkeypatch):
-    monkeypatch.setattr(jobs, "run", lambda *args: {seed: {"reward": float("nan")} for seed in args[3]})
-    with pytest.raises(ValueError, match=r"JSON|nan"):
+def test_a_result_that_is_not_finite_is_one_failed_row_and_the_sweep_goes_on(params, monkeypatch, contents):
+    """One seed at one checkpoint diverges: its row says where; its neighbour in the same unit stays."""
+    real = jobs.run
+
+    def diverging(experiment, settings, checkpoint, wanted):
+        found = real(experiment, settings, checkpoint, wanted)
+        if experiment == "rl" and checkpoint.step == 20:
+            found[1]["updates"][0]["grad_norm"] = float("inf")
+        return found
+
+    monkeypatch.setattr(jobs, "run", diverging)
+    outcome = run(params)
+    assert outcome.done == 8
+    assert [(row["step"], row["seeds"]) for row in outcome.failed] == [(20, [1])]
+    assert "result.updates[0].grad_norm is inf" in outcome.failed[0]["error"]
+    assert len(contents(params)) == 8
+
+
+def test_a_checkpoint_of_nan_weights_fails_alone(params, home, contents):
+    folder = open_ladder(home / "ladder").at(20).where
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: torch.full_like(w, torch.nan) for name, w in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    outcome = run(params)
+    assert outcome.done == 6
+    assert {(row["step"], row["experiment"]) for row in outcome.failed} == {(20, "measure"), (20, "rl")}
+    assert len(contents(params)) == 6
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "bit", "foreign", "no text"])
+def test_a_damaged_record_is_said_and_run_again(params, damage, capsys, contents):
+    run(params)
+    before = contents(params)
+    paths = sorted(sweep.store_of(params).folder.glob("rl/*.json"))
+    good = paths[0].read_bytes()
+    digit = good.index(b"0.", good.index(b"reward")) + 3
+    bad = {
+        "empty": b"",
+        "truncated": good[:-40],
+        "bit": good[:digit] + bytes([good[digit] ^ 1]) + good[digit + 1 :],
+        "foreign": paths[1].read_bytes(),
+        "no text": b"\xff\xfe" + good,
+    }[damage]
+    paths[0].write_bytes(bad)
+    ladder = jobs.ladder(params)
+    assert len(sweep.records(params, "rl", ladder)) == 5  # tables do not take it either
+    capsys.readouterr()
+    outcome = run(params)
+    assert (outcome.done, outcome.found, len(outcome.damaged)) == (1, 8, 1)
+    said = capsys.readouterr().err
+    assert said.count("damaged") == 1
+    assert paths[0].name in said
+    assert "damaged" in outcome.summary()
+    assert contents(params) == before
+    assert run(params).damaged == []
+
+
+def test_a_full_disk_ends_the_sweep_in_one_line_and_keeps_what_is_done(params, monkeypatch, contents):
+    real, calls = files.os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 4:  # a record takes two: of the file, of the folder
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*json"):
         run(params)
-    assert contents(params) == {}
+    monkeypatch.setattr(files.os, "fsync", real)
+    assert len(contents(params)) == 2
+    assert run(params).found == 2
+
+
+def test_nothing_runs_where_nothing_can_be_written(params, home, monkeypatch):
+    (home / "run").write_text("a file where the folder should be")
+    monkeypatch.setattr(jobs, "run", lambda *_: pytest.fail("worked in vain"))
+    with pytest.raises(OSError, match="run"):
+        run(params)
+
+
+def test_a_job_cannot_read_what_is_not_in_its_key(params):
+    checkpoint = jobs.ladder(params).checkpoints[0]
+    for experiment in jobs.EXPERIMENTS:
+        settings = jobs.settings(params, experiment)
+        for name in settings:
+            less = {key: value for key, value in settings.items() if key != name}
+            with pytest.raises(AttributeError, match=name):
+                jobs.run(experiment, less, checkpoint, [0])
+
+
+def test_code_libraries_and_kernels_are_in_the_key(params, monkeypatch):
+    checkpoint = jobs.ladder(params).checkpoints[0]
+    keys = {sweep.job_key(params, checkpoint, "rl", 0)}
+    for name, value in {
+        "digest": "other code",
+        "versions": {"torch": "0"},
+        "kernels": {"torch": "DEFAULT"},
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(identity, name, lambda *_, value=value: value)
+            keys.add(sweep.job_key(params, checkpoint, "rl", 0))
+    assert len(keys) == 4
+
+
+def test_a_worker_with_other_code_is_refused(params, monkeypatch):
+    """Nodes of a cluster: a record must not carry the key of arithmetic that another node did."""
+    (sweep.store_of(params).folder / "measure").mkdir(parents=True)
+    units, _ = sweep._missing(params, jobs.ladder(params), sweep.store_of(params), ["measure"])
+    monkeypatch.setattr(identity, "digest", lambda *_: "other code")
+    with pytest.raises(ValueError, match="code"):
+        sweep._work(units[0])
+
+
+def test_a_record_says_who_made_it(params):
+    run(params)
+    for record in sweep.records(params, "rl", jobs.ladder(params)):
+        origin = record["origin"]
+        assert origin["versions"]["torch"] == torch.__version__
+        assert origin["kernels"]["torch"] == torch.backends.cpu.get_cpu_capability()
+        assert origin["threads"] == 1
+        assert origin["wall_seconds"] > 0
+        assert {"commit", "processor", "cores", "accelerator", "finished"} <= set(origin)
+        assert not {"origin", "checksum"} & set(content(record))
 
 
 def test_settings_that_do_not_matter_to_a_job_leave_its_record_valid(params):
@@ -127,23 +236,6 @@ def test_pool_and_held_out_prompts_are_disjoint(params):
     held_out, pool = (jobs.prompts(crowded, checkpoint, which) for which in ("eval", "pool"))
     assert len(pool) > 0
     assert not set(pool.text) & set(held_out.text)
-
-
-def test_store_refuses_nan_and_names_a_damaged_record(tmp_path):
-    store = Store(tmp_path)
-    with pytest.raises(ValueError, match="JSON"):
-        store.put("rl", "k", {"x": float("nan")})
-    assert store.get("rl", "k") is None
-    store.put("rl", "k", {"x": 1})
-    assert store.get("rl", "k") == {"x": 1}
-    store.path("rl", "k").write_text("{")
-    with pytest.raises(ValueError, match=r"k\.json"):
-        store.get("rl", "k")
-
-
-def test_keys_depend_on_values_not_on_order():
-    assert key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1})
-    assert key_of({"a": 1}) != key_of({"a": 2})
 
 
 def test_unknown_engine_is_refused(params):

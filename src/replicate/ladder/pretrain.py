@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,11 @@ from tqdm import tqdm
 from transformers import Olmo2Config, Olmo2ForCausalLM
 from transformers.utils import logging
 
+from replicate import identity
+from replicate.files import replacing, require_writable, sync_folder, write_text
 from replicate.ladder import corpus
 from replicate.ladder.checkpoints import Ladder, open_ladder, snapshot_name
-
-# Sums over threads differ in their last bits with the number of threads. Fixed, neither weights nor records depend on
-# the machine or on what runs beside; at one, models this small lose little and do not suffer on a busy machine.
-THREADS = 1
+from replicate.threads import fixed_threads
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,16 @@ class TinyLadder:
 
     @property
     def key(self) -> str:
-        """A hash of the parameters; the ladder's folder is named by it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """A hash of the parameters, the code that trains, the libraries and the kernels; the folder is named by it.
+
+        So a ladder is never taken for one that other arithmetic would have made.
+        """
+        return hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """All that decides the weights, as plain values."""
+        return {"spec": asdict(self), **identity.identity(__name__)}
 
 
 def tiny_olmo2(
@@ -97,18 +104,26 @@ def tiny_olmo2(
     return model
 
 
-def train(spec: TinyLadder, folder: str | os.PathLike, *, progress: bool = True) -> Ladder:
+def train(
+    spec: TinyLadder,
+    folder: str | os.PathLike,
+    *,
+    progress: bool = True,
+    origin: Mapping[str, Any] | None = None,
+) -> Ladder:
     """Returns the ladder of ``spec`` under ``folder``, training what is not there yet.
 
     A finished ladder is opened and nothing else; an unfinished one goes on from its last checkpoint. Processes that
-    ask for the same ladder at once wait for the first.
+    ask for the same ladder at once wait for the first. ``origin`` says who trains, for the folder's
+    ``parameters.json``.
     """
     root = Path(folder) / spec.key
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".lock"):
-        if not (root / "LADDER").is_file():
-            with fixed_threads():
+    if not (root / "LADDER").is_file():
+        require_writable(root)
+        with FileLock(root / ".lock"), fixed_threads():
+            if not (root / "LADDER").is_file():
                 _train(spec, root, progress)
+                _finish(spec, root, origin)
     return open_ladder(root)
 
 
@@ -148,9 +163,15 @@ def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 _save(spec, step + 1, model, optimizer, words, root)
             bar.update()
-    (root / "parameters.json").write_text(json.dumps(asdict(spec), indent=1, sort_keys=True) + "\n")
-    (root / "LADDER").write_text(f"tiny OLMo-2 architecture trained here ({_millions(model)} M parameters)\n")
-    (root / "resume.pt").unlink()
+
+
+def _finish(spec: TinyLadder, root: Path, origin: Mapping[str, Any] | None) -> None:
+    """Says what the folder holds; the done-mark comes last but for the state, which nobody needs any more."""
+    said = {**spec.inputs, "origin": origin and dict(origin)}
+    write_text(root / "parameters.json", json.dumps(said, indent=1, sort_keys=True) + "\n")
+    millions = sum(weight.numel() for weight in open_ladder(root).checkpoints[0].model().parameters()) / 1e6
+    write_text(root / "LADDER", f"tiny OLMo-2 architecture trained here ({millions:.2f} M parameters)\n")
+    (root / "resume.pt").unlink(missing_ok=True)
 
 
 def _save(spec: TinyLadder, step: int, model, optimizer, words, root: Path) -> None:
@@ -159,33 +180,24 @@ def _save(spec: TinyLadder, step: int, model, optimizer, words, root: Path) -> N
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     words.save_pretrained(part)
+    sync_folder(part, contents=True)
     shutil.rmtree(final, ignore_errors=True)  # left by a run that was killed right here
     part.rename(final)
+    sync_folder(root)
     # The state to resume from comes after the snapshot: a kill in between only repeats these steps.
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state, root / "resume.pt.part")
-    os.replace(root / "resume.pt.part", root / "resume.pt")
+    with replacing(root / "resume.pt") as handle:
+        torch.save(state, handle)
 
 
 def _resume(model, optimizer, root: Path) -> int:
-    if not (root / "resume.pt").is_file():
+    """Sets both to the state they were saved in, and returns its step; 0 where there is none, or a damaged one."""
+    try:
+        state = torch.load(root / "resume.pt", weights_only=True)
+    except FileNotFoundError:
         return 0
-    state = torch.load(root / "resume.pt", weights_only=True)
+    except Exception:  # torch has no one error for a file that is cut short
+        return 0  # training is a function of the parameters: from the start it comes to the same
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
-
-
-def _millions(model: torch.nn.Module) -> str:
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}"
-
-
-@contextmanager
-def fixed_threads(count: int = THREADS) -> Iterator[None]:
-    """torch computes on exactly ``count`` threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from replicate.files import replacing, write_text
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -62,8 +64,9 @@ def jitter(count: int, *, spread: float) -> np.ndarray:
 def save(figure: "Figure", name: str, data: "pd.DataFrame", folder: str | os.PathLike) -> Path:
     """Writes ``name`` as PNG, PDF and CSV (its data, seven digits) into ``folder``; returns the PNG's path."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    data.to_csv(folder / f"{name}.csv", index=False, float_format="%.7g")
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.7g"))
+    # What would make two equal figures differ is left out.
+    for kind, said in {"pdf": ("CreationDate", "Producer", "Creator"), "png": ("Software",)}.items():
+        with replacing(folder / f"{name}.{kind}") as handle:
+            figure.savefig(handle, format=kind, metadata=dict.fromkeys(said))
     return folder / f"{name}.png"

@@ -25,12 +25,14 @@ def claims_block(folder: Path, elsewhere_folder: Path) -> str:
 def run_block(folder: Path) -> str:
     """One sentence on where the numbers come from."""
     data = json.loads((folder / "provenance.json").read_text())
-    machine = data["hardware"]
+    # Results that were published before records knew their origin say it in other places.
+    machine = data["notebooks"] if "notebooks" in data else {**data["hardware"], "versions": data["versions"]}
+    versions = machine["versions"]
     seconds = sum(data["wall_seconds"].values())
     return (
         f"Ladder: {data['ladder']}, {len(data['checkpoints'])} checkpoints; RL seeds {data['seeds']['rl']}, budgets "
         f"{data['parameters']['BUDGETS']}. Run in {seconds / 60:.0f} minutes on {machine['cores']} cores "
-        f"({machine['processor']}), torch {data['versions']['torch']}, transformers {data['versions']['transformers']}."
+        f"({machine['processor']}), torch {versions['torch']}, transformers {versions['transformers']}."
     )
 
 

@@ -1,46 +1,28 @@
-"""The unit of work: one checkpoint x one seed x one experiment, a pure function of parameters and weights.
+"""The unit of work: one checkpoint x one seed x one experiment, a pure function of settings and weights.
 
-Each job's *settings* are those parameters that decide its result, and no others: a change of the learning rate leaves
-every measurement valid, a change of the output folder everything.
+An experiment is a module with ``SETTINGS``, the names of those parameters that decide its result, and ``run``, which is
+given exactly these: it cannot read what is not in its records' keys. A change of the learning rate leaves every
+measurement valid, a change of the output folder everything, and a change of code what its module imports
+(:mod:`replicate.identity`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, get_args
 
-import numpy as np
-import torch
-
-from replicate import impact
+from replicate import identity
 from replicate.ladder.checkpoints import Checkpoint, Ladder, open_ladder
 from replicate.ladder.corpus import Mixture
-from replicate.ladder.pretrain import TinyLadder, fixed_threads, train
-from replicate.lm import trainer
-from replicate.lm.policy import SinglePolicy, StackedPolicy
-from replicate.lm.task import Prompts, evaluate, label_copying
-from replicate.runs import paths
+from replicate.ladder.pretrain import TinyLadder, train
+from replicate.lm.task import Prompts
+from replicate.runs import measurement, paths, provenance, response
+from replicate.runs import prompts as prompt_draws
 from replicate.runs.params import ScaleParameters
 
 Experiment = Literal["measure", "rl"]
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 
-_TASK = ("SEED", "LABELS", "FILLER", "EVAL_PROMPTS", "DEVICE", "DTYPE")
-_SETTINGS: dict[Experiment, tuple[str, ...]] = {
-    "measure": (*_TASK, "MEASURE_PROMPTS", "MEASURE_GROUP", "MEASURE_LAYERS", "SIGMA"),
-    "rl": (
-        *(
-            *_TASK,
-            "POOL_PROMPTS",
-            "BUDGETS",
-            "PROMPTS",
-            "GROUP_SIZE",
-            "LEARNING_RATE",
-            "BASELINE",
-            "SCALE",
-            "CLIP",
-        ),
-        *("KL_COEF", "ITERATIONS", "MAX_GRAD_NORM", "STACK_SEEDS"),
-    ),
-}
+_MODULES: dict[Experiment, ModuleType] = {"measure": measurement, "rl": response}
 
 
 def ladder(params: ScaleParameters, *, progress: bool = True) -> Ladder:
@@ -49,7 +31,8 @@ def ladder(params: ScaleParameters, *, progress: bool = True) -> Ladder:
         return open_ladder(
             params.LADDER if params.LADDER.startswith("hub:") else paths.resolve(params.LADDER)
         )
-    return train(tiny_ladder(params), paths.resolve(params.LADDER_DIR), progress=progress)
+    folder, origin = paths.resolve(params.LADDER_DIR), provenance.environment()
+    return train(tiny_ladder(params), folder, progress=progress, origin=origin)
 
 
 def tiny_ladder(params: ScaleParameters) -> TinyLadder:
@@ -77,109 +60,31 @@ def seeds(params: ScaleParameters, experiment: Experiment) -> list[int]:
 
 def settings(params: ScaleParameters, experiment: Experiment) -> dict[str, Any]:
     """Those parameters that decide the experiment's result."""
-    return {name: getattr(params, name) for name in _SETTINGS[experiment]}
+    return {name: getattr(params, name) for name in _MODULES[experiment].SETTINGS}
+
+
+def module_of(experiment: Experiment) -> str:
+    """The dotted name of the module that computes the experiment."""
+    return _MODULES[experiment].__name__
+
+
+def digest(experiment: Experiment) -> str:
+    """The digest of the code that computes the experiment."""
+    return identity.digest(module_of(experiment))
+
+
+def maker(experiment: Experiment) -> dict[str, Any]:
+    """What decides the experiment's result here besides settings and weights: code, libraries, kernels."""
+    return identity.identity(module_of(experiment))
 
 
 def run(
-    params: ScaleParameters,
-    checkpoint: Checkpoint,
-    experiment: Experiment,
-    wanted: Sequence[int],
+    experiment: Experiment, settings: Mapping[str, Any], checkpoint: Checkpoint, wanted: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
     """Runs the jobs of one checkpoint and experiment; results by seed."""
-    with fixed_threads():
-        if experiment == "measure":
-            return {seed: _measure(params, checkpoint, seed) for seed in wanted}
-        return _rl(params, checkpoint, list(wanted))
-
-
-def _measure(params: ScaleParameters, checkpoint: Checkpoint, seed: int) -> dict[str, Any]:
-    model = checkpoint.model(dtype=getattr(torch, params.DTYPE), device=params.DEVICE)
-    held_out = prompts(params, checkpoint, "eval")
-    found = evaluate(model, held_out)
-    chosen = held_out.select(torch.arange(min(params.MEASURE_PROMPTS, len(held_out))))
-    readings = []
-    for layer in params.MEASURE_LAYERS:
-        for policy in get_args(impact.PolicyName):
-            # The same stream for every reading: matched samples.
-            measured = impact.components_by_advantage(
-                model,
-                chosen.tokens,
-                chosen.labels,
-                layer=layer,
-                group_size=params.MEASURE_GROUP,
-                policy=policy,
-                generator=torch.Generator(device=params.DEVICE).manual_seed(seed),
-                vocab=chosen.vocab,
-                sigma=params.SIGMA,
-            )
-            for advantage, found_here in measured.items():
-                row = {name: value for name, value in vars(found_here).items() if name != "per_prompt"}
-                readings.append({"layer": layer, "policy": policy, "advantage": advantage, **row})
-    return {
-        "reward": found.correct.double().mean().item(),
-        "label_mass": found.label_mass.double().mean().item(),
-        "entropy": found.entropy.double().mean().item(),
-        "top": found.top.double().mean().item(),
-        "gradient_norm_squared": impact.gradient_norm_squared(model, chosen),
-        "readings": readings,
-    }
-
-
-def _rl(params: ScaleParameters, checkpoint: Checkpoint, wanted: list[int]) -> dict[int, dict[str, Any]]:
-    pool, held_out = prompts(params, checkpoint, "pool"), prompts(params, checkpoint, "eval")
-    config = trainer.GRPO(
-        prompts=params.PROMPTS,
-        group=params.GROUP_SIZE,
-        learning_rate=params.LEARNING_RATE,
-        baseline=params.BASELINE,
-        scale=params.SCALE,
-        clip=params.CLIP,
-        kl_coef=params.KL_COEF,
-        iterations=params.ITERATIONS,
-        max_grad_norm=params.MAX_GRAD_NORM,
-    )
-    curves = []
-    # One lane alone goes through other kernels than two or more, with other last bits: give it company.
-    together = (
-        [wanted + wanted[:1] if len(wanted) == 1 else wanted] if params.STACK_SEEDS else [[s] for s in wanted]
-    )
-    for batch in together:
-        policy, reference = _policies(params, checkpoint, len(batch))
-        curves += trainer.train(
-            policy, reference, pool, held_out, config, seeds=batch, budgets=sorted(params.BUDGETS)
-        )
-    return {
-        c.seed: {"budgets": {str(n): m for n, m in c.budgets.items()}, "updates": c.updates} for c in curves
-    }
-
-
-def _policies(params: ScaleParameters, checkpoint: Checkpoint, lanes: int):
-    """The policy that is trained and a frozen reference (the policy itself where the KL weighs nothing)."""
-    dtype = getattr(torch, params.DTYPE)
-
-    def fresh():
-        if params.STACK_SEEDS:
-            return StackedPolicy(
-                checkpoint.model(dtype=dtype, device=params.DEVICE, attention="eager"), lanes
-            )
-        return SinglePolicy(checkpoint.model(dtype=dtype, device=params.DEVICE))
-
-    policy = fresh()
-    return policy, fresh() if params.KL_COEF else policy
+    return _MODULES[experiment].run(SimpleNamespace(**settings), checkpoint, list(wanted))
 
 
 def prompts(params: ScaleParameters, checkpoint: Checkpoint, which: Literal["pool", "eval"]) -> Prompts:
     """The prompts that RL draws from, or the held-out ones; a function of the parameters and the tokenizer alone."""
-    held_out = _draw(params, checkpoint, params.EVAL_PROMPTS, stream=11)
-    if which == "eval":
-        return held_out
-    pool = _draw(params, checkpoint, params.POOL_PROMPTS, stream=12)
-    taken = set(held_out.text)
-    return pool.select(torch.tensor([i for i, text in enumerate(pool.text) if text not in taken]))
-
-
-def _draw(params: ScaleParameters, checkpoint: Checkpoint, count: int, *, stream: int) -> Prompts:
-    rng = np.random.default_rng((params.SEED, stream))
-    drawn = label_copying(checkpoint.tokenizer(), count, labels=params.LABELS, filler=params.FILLER, rng=rng)
-    return drawn.to(params.DEVICE)
+    return prompt_draws.draw(SimpleNamespace(**settings(params, "rl")), checkpoint, which)

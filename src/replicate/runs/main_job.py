@@ -2,12 +2,16 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from replicate.files import require_writable
+from replicate.ladder.checkpoints import Ladder
 from replicate.runs import jobs, papermill, provenance, tables
 from replicate.runs.params import ScaleParameters
-from replicate.runs.sweep import Outcome, run_folder, sweep
+from replicate.runs.sweep import Outcome, records, run_folder, sweep
 
 
 @dataclass
@@ -17,16 +21,21 @@ class MainOutcome:
     folder: Path
     sweep: Outcome
     notebooks: dict[str, str | None]
+    mixed: list[str] = field(default_factory=list)
+    no_tables: str | None = None
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line for people, and a second one if the results were not all made by one code on one machine."""
         fine = sum(error is None for error in self.notebooks.values())
-        return f"{self.sweep.summary()}; {fine} of {len(self.notebooks)} notebooks executed; results in {self.folder}"
+        said = f"{self.sweep.summary()}; {fine} of {len(self.notebooks)} notebooks executed; results in {self.folder}"
+        differ = f"mixed origins: records, ladder and notebooks differ in {', '.join(self.mixed)}"
+        return f"{said}\n{differ}, see provenance.json" if self.mixed else said
 
     def problems(self) -> list[str]:
-        """One line per failed job and per failed notebook."""
+        """One line per failed job and per failed notebook, and one if there are no tables."""
         failed = [f"{row['experiment']} at {row['checkpoint']}: {row['error']}" for row in self.sweep.failed]
-        return failed + [f"notebook {name}: {error}" for name, error in self.notebooks.items() if error]
+        failed += [f"notebook {name}: {error}" for name, error in self.notebooks.items() if error]
+        return failed + ([f"tables: {self.no_tables}"] if self.no_tables else [])
 
 
 def main_job(
@@ -39,27 +48,52 @@ def main_job(
 ) -> MainOutcome:
     """Runs everything; a failed job or notebook does not stop the others."""
     clock, folder = provenance.Clock(), run_folder(params)
+    require_writable(folder)
     with clock.stage("ladder"):
         ladder = jobs.ladder(params)
     with clock.stage("jobs"):
         outcome = sweep(params, ladder=ladder, engine=engine, address=address, workers=workers)
-    tables.load(params, ladder).save(folder / "tables")
-    provenance.write(folder, params, ladder, clock)
+    without = _save_tables(params, ladder, folder / "tables")
+    provenance.write(folder, describe(params, ladder, clock))
     with clock.stage("notebooks"):
         executed = papermill.execute(params, only=only, workers=workers)
-    provenance.write(folder, params, ladder, clock)
-    return MainOutcome(folder, outcome, executed)
+    described = describe(params, ladder, clock)
+    provenance.write(folder, described)
+    return MainOutcome(folder, outcome, executed, described["mixed"], without)
+
+
+def _save_tables(params: ScaleParameters, ladder: Ladder, folder: Path) -> str | None:
+    """Saves the tables; why there are none if every job failed."""
+    try:
+        tables.load(params, ladder).save(folder)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def describe(params: ScaleParameters, ladder: Ladder, clock: provenance.Clock) -> dict[str, Any]:
+    """The run's provenance, gathered from its records."""
+    seeds = {experiment: jobs.seeds(params, experiment) for experiment in jobs.EXPERIMENTS}
+    found = [record for experiment in jobs.EXPERIMENTS for record in records(params, experiment, ladder)]
+    return provenance.describe(params.model_dump(), seeds, ladder, found, clock)
 
 
 def publish_run(run: Path, results: Path) -> None:
-    """Copies what is small of a finished run (figures, tables, verdicts, provenance) into ``results``."""
+    """Copies what is small of a finished run (figures, tables, verdicts, provenance) into ``results``.
+
+    The old results stay until the new ones are there whole.
+    """
     wanted = ("figures", "tables", "verdicts", "provenance.json")
     if missing := [name for name in wanted if not (run / name).exists()]:
         raise ValueError(f"{run}: not a finished run, it has no {', '.join(missing)}")
-    shutil.rmtree(results, ignore_errors=True)
-    results.mkdir(parents=True)
-    for name in wanted[:-1]:
-        # The PDFs and parquet files say the same again; updates, a row per GRPO update, are large.
-        skip = shutil.ignore_patterns("*.pdf", "*.parquet", "updates.*")
-        shutil.copytree(run / name, results / name, ignore=skip)
-    shutil.copy(run / wanted[-1], results)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=results.parent, prefix=f".{results.name}.") as scratch:
+        new = Path(scratch) / "new"
+        for name in wanted[:-1]:
+            # The PDFs and parquet files say the same again; updates, a row per GRPO update, are large.
+            skip = shutil.ignore_patterns("*.pdf", "*.parquet", "updates.*", ".*")
+            shutil.copytree(run / name, new / name, ignore=skip)
+        shutil.copy(run / wanted[-1], new)
+        if results.exists():
+            results.rename(Path(scratch) / "old")
+        new.rename(results)

@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from replicate.runs import paths
-from replicate.runs.notebooks import schema_of
 from replicate.runs.params import ScaleParameters
+from replicate.runs.workers import run_each
 
 
 def execute(
@@ -30,30 +28,28 @@ def execute(
         raise ValueError(f"notebooks: none to execute in {folder}")
     out = paths.resolve(params.RUN_DIR) / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
-    first = [p for p in found if not p.stem.startswith("00")]
+    waves = [[p for p in found if p.stem.startswith("00") == last] for last in (False, True)]
     status: dict[str, str | None] = {}
-    with (
-        tqdm(total=len(found), desc="notebooks", unit="notebook") as bar,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-    ):
-        for wave in (first, [p for p in found if p not in first]):
-            waiting = {
-                pool.submit(_execute, str(p), str(out / p.name), values(p.stem, params)): p for p in wave
-            }
-            for ready in as_completed(waiting):
-                status[waiting[ready].stem] = ready.result()
+    with tqdm(total=len(found), desc="notebooks", unit="notebook") as bar:
+        for wave in waves:
+            tasks = [(str(p), str(out / p.name), values(p.stem, params)) for p in wave]
+            for index, problem, death in run_each(_execute, tasks, workers=workers):
+                status[wave[index].stem] = death or problem
                 bar.update()
     return dict(sorted(status.items()))
 
 
 def values(notebook: str, params: ScaleParameters) -> dict[str, Any]:
     """The values that a run hands to a notebook: those of its parameters that the notebook knows."""
+    from replicate.runs.notebooks import schema_of  # it brings in torch, which the workers here do not need
+
     known = schema_of(notebook).model_fields
     return {name: value for name, value in params.model_dump().items() if name in known}
 
 
 def _execute(source: str, target: str, parameters: dict[str, Any], attempts: int = 3) -> str | None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     os.environ["OMP_NUM_THREADS"] = "1"  # two kernels at once on two cores
@@ -64,6 +60,8 @@ def _execute(source: str, target: str, parameters: dict[str, Any], attempts: int
             papermill.execute_notebook(source, target, parameters, kernel_name="python3", progress_bar=False)
         except PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}".splitlines()[0]
+        except DeadKernelError:
+            return "its kernel was killed (out of memory?)"
         # Kernels that start side by side race for ports; a launch that lost is tried again.
         except RuntimeError as error:
             if attempt + 1 == attempts:

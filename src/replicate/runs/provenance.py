@@ -1,39 +1,38 @@
-"""Where results come from: parameters, versions, seeds, checkpoint hashes, hardware and wall time, beside them."""
+"""Where results come from, said beside them.
+
+Every record carries its own origin. A run's provenance is gathered from its records, so that numbers which were found
+finished keep the commit, the machine and the time that they were made with; what executed the notebooks is said apart.
+"""
 
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from replicate import __version__, identity
 from replicate.files import write_text
 from replicate.ladder.checkpoints import Ladder
-from replicate.ladder.pretrain import THREADS
-from replicate.runs import jobs
-from replicate.runs.params import ScaleParameters
+from replicate.threads import THREADS
 
-_PACKAGES = (
-    *(
-        "replicate",
-        "torch",
-        "transformers",
-        "tokenizers",
-        "safetensors",
-        "numpy",
-        "scipy",
-        "pandas",
-        "statsmodels",
-    ),
-    *("arch", "seaborn", "matplotlib", "pydantic", "pyarrow", "papermill", "jupyterlab", "ray"),
+_MATTER = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+_OTHERS = (
+    *("scipy", "pandas", "statsmodels", "arch", "seaborn", "matplotlib", "pydantic", "pyarrow", "papermill"),
+    *("jupyterlab", "ray"),
 )
+
+ASPECTS = ("commit", "versions", "kernels", "processor", "cores", "accelerator", "threads")
+"""In what two origins may differ so that it matters to numbers or times."""
 
 
 class Clock:
@@ -52,38 +51,105 @@ class Clock:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
 
 
-def write(folder: Path, params: ScaleParameters, ladder: Ladder, clock: Clock) -> Path:
+def origin(device: str, seconds: float) -> dict[str, Any]:
+    """Who is computing here and now, for a record: on which ``device``, in how many ``seconds``."""
+    return {**environment(device), "wall_seconds": round(seconds, 3), "finished": _now()}
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Commit, versions, kernels and hardware of this process, whose numbers come from ``device``."""
+    return {
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "replicate": __version__,
+            **dict(_versions(_MATTER)),
+        },
+        "kernels": identity.kernels(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": _memory(),
+        "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "threads": THREADS,
+    }
+
+
+def write(folder: Path, described: Mapping[str, Any]) -> Path:
     """Writes ``provenance.json`` into ``folder``."""
     path = folder / "provenance.json"
-    write_text(path, json.dumps(describe(params, ladder, clock), indent=1) + "\n")
+    write_text(path, json.dumps(described, indent=1) + "\n")
     return path
 
 
-def describe(params: ScaleParameters, ladder: Ladder, clock: Clock) -> dict[str, Any]:
-    """Everything needed to say what the results beside it are results of."""
+def describe(
+    parameters: Mapping[str, Any],
+    seeds: Mapping[str, Sequence[int]],
+    ladder: Ladder,
+    records: Sequence[Mapping[str, Any]],
+    clock: Clock,
+) -> dict[str, Any]:
+    """Everything needed to say what the results beside it are results of.
+
+    ``jobs`` counts the records by what made them, ``ladder_origin`` is what trained the ladder (None for somebody
+    else's), ``notebooks`` what executed the notebooks, ``mixed`` what is not the same for all of these.
+    """
+    origins = [record["origin"] for record in records]
+    trained, executed = _ladder_origin(ladder), environment(parameters.get("DEVICE", "cpu"))
     return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "gathered": _now(),
         "ladder": ladder.kind,
-        "parameters": params.model_dump(),
-        "seeds": {experiment: jobs.seeds(params, experiment) for experiment in jobs.EXPERIMENTS},
+        "ladder_origin": trained,
+        "parameters": dict(parameters),
+        "seeds": dict(seeds),
         "checkpoints": {checkpoint.name: checkpoint.sha for checkpoint in ladder},
-        "versions": {"python": platform.python_version(), **dict(_versions())},
-        "commit": _commit(),
-        "hardware": hardware(),
+        "jobs": gather(origins),
+        "notebooks": {**executed, "packages": dict(_versions(_OTHERS))},
+        "mixed": mixed([*origins, executed, *([trained] if trained else [])]),
         "wall_seconds": clock.seconds,
     }
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, and the accelerators' names if there are any."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+def gather(origins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many of the records have which origin, aspect by aspect, and what they took together."""
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
-        "job_threads": THREADS,
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "records": len(origins),
+        "wall_seconds": round(sum(origin["wall_seconds"] for origin in origins), 1),
+        "finished": [pick(origin["finished"] for origin in origins) for pick in (min, max)]
+        if origins
+        else [],
+        **{aspect: dict(Counter(_words(origin[aspect]) for origin in origins)) for aspect in ASPECTS},
     }
+
+
+def mixed(origins: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The aspects in which the origins differ."""
+    return [aspect for aspect in ASPECTS if len({_words(origin[aspect]) for origin in origins}) > 1]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {said}" for name, said in sorted(value.items()) if said is not None)
+    return str(value)
+
+
+def _ladder_origin(ladder: Ladder) -> dict[str, Any] | None:
+    """What the tiny ladder's folder says of its training."""
+    try:
+        said = json.loads((ladder.checkpoints[0].where.parent / "parameters.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return said.get("origin") if isinstance(said, dict) else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _memory() -> float:
+    """The machine's memory in GiB, 0 where it cannot be asked."""
+    if not hasattr(os, "sysconf"):
+        return 0.0
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
 def _processor() -> str:
@@ -95,16 +161,20 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in _PACKAGES:
+def _versions(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for package in packages:
         try:
             yield package, version(package)
         except PackageNotFoundError:
             continue
 
 
+@cache
 def _commit() -> str | None:
-    """The source tree's commit, with ``+`` if the tree has changes; None outside a checkout."""
+    """The source tree's commit, with ``+`` if the tree has changes; None outside a checkout.
+
+    Asked once in a process: what it computes comes from the code that it imported, whatever is committed later.
+    """
     tree = Path(__file__).resolve().parents[3]
     try:
         head = subprocess.run(

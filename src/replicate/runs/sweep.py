@@ -1,44 +1,59 @@
 """Running all jobs of a set of parameters: what is done is not done again, what fails is reported and passed over."""
 
 import json
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
 
-from replicate.files import write_text
+from replicate.files import clear_parts, require_writable, write_text
 from replicate.ladder.checkpoints import Checkpoint, Ladder
-from replicate.runs import jobs, paths
+from replicate.runs import jobs, paths, provenance
 from replicate.runs.jobs import EXPERIMENTS, Experiment
 from replicate.runs.params import ScaleParameters
-from replicate.runs.store import Store, key_of
+from replicate.runs.store import Damaged, Store, key_of
+from replicate.runs.workers import attempt, one_line, run_each
+
+Answer = tuple[dict[int, dict[str, Any]], dict[str, Any]]
+"""What comes back from a unit of work: results by seed, and who computed them."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The missing jobs of one checkpoint and one experiment; their seeds run together."""
+    """The missing jobs of one checkpoint and one experiment, whose seeds run together, and what they are given.
+
+    ``made_by`` is what the keys say of code, libraries and kernels: whoever does the work must agree.
+    """
 
     checkpoint: Checkpoint
     experiment: Experiment
     keys: dict[int, str]
+    settings: dict[str, Any]
+    made_by: dict[str, Any]
 
 
 @dataclass
 class Outcome:
-    """What a sweep did: how many jobs ran, how many records were there already, and the rows that failed."""
+    """What a sweep did: how many jobs ran, how many records were there already, and the rows that failed.
+
+    ``damaged`` has a line for each record that was there, was not what had been written, and was run again.
+    """
 
     done: int = 0
     found: int = 0
     failed: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line for people."""
-        return f"{self.done} jobs done, {self.found} found finished, {len(self.failed)} failed"
+        again = f", {len(self.damaged)} damaged records run again" if self.damaged else ""
+        return f"{self.done} jobs done, {self.found} found finished, {len(self.failed)} failed{again}"
 
 
 def store_of(params: ScaleParameters) -> Store:
@@ -47,9 +62,15 @@ def store_of(params: ScaleParameters) -> Store:
 
 
 def job_key(params: ScaleParameters, checkpoint: Checkpoint, experiment: Experiment, seed: int) -> str:
-    """The key of one job: its experiment, seed, settings and the checkpoint's content."""
+    """The key of one job: its experiment, seed, settings, the checkpoint's content, and what computes it."""
+    return key_of(
+        _inputs(jobs.settings(params, experiment), jobs.maker(experiment), checkpoint, experiment, seed)
+    )
+
+
+def _inputs(settings, made_by, checkpoint, experiment, seed) -> dict[str, Any]:
     inputs = {"experiment": experiment, "seed": seed, "checkpoint": checkpoint.sha}
-    return key_of({**inputs, "settings": jobs.settings(params, experiment)})
+    return {**inputs, "settings": settings, "made_by": made_by}
 
 
 def sweep(
@@ -70,63 +91,97 @@ def sweep(
     """
     if engine not in ("local", "ray"):
         raise ValueError(f"engine: expected 'local' or 'ray', got {engine!r}")
-    ladder = ladder or jobs.ladder(params, progress=progress)
     store = store_of(params)
-    store.folder.mkdir(parents=True, exist_ok=True)
+    for folder in (
+        store.folder.parent,
+        store.folder,
+        *(store.folder / experiment for experiment in experiments),
+    ):
+        require_writable(folder)  # rather than find out when the first job is done
+    ladder = ladder or jobs.ladder(params, progress=progress)
     with FileLock(store.folder / ".lock"):  # a second sweep of the same run waits, then finds the records
-        units, found = _missing(params, ladder, store, experiments)
+        units, outcome = _missing(params, ladder, store, experiments)
         if engine == "ray":
-            results = _ray(params, units, address)
+            answers = _ray(params, units, address)
         else:
-            results = _local(params, units) if workers == 1 else _processes(params, units, workers)
-        return _collect(params, store, units, found, results, progress)
-
-
-def _missing(params, ladder, store, experiments) -> tuple[list[Unit], int]:
-    """The units of work without a record, and how many jobs have one."""
-    units, found = [], 0
-    for experiment in experiments:
-        for checkpoint in ladder:
-            keys = {s: job_key(params, checkpoint, experiment, s) for s in jobs.seeds(params, experiment)}
-            missing = {s: key for s, key in keys.items() if not store.path(experiment, key).is_file()}
-            found += len(keys) - len(missing)
-            if missing:
-                units.append(Unit(checkpoint, experiment, missing))
-    return units, found
-
-
-def _collect(params, store, units, found, results, progress) -> Outcome:
-    outcome = Outcome(found=found)
-    total = sum(len(unit.keys) for unit in units)
-    with tqdm(total=total, desc="jobs", unit="job", disable=not progress or not units) as bar:
-        for unit, values, error in results:
-            bar.set_postfix_str(f"{unit.experiment} {unit.checkpoint.name}", refresh=False)
-            if error is None:
-                _write(store, params, unit, values)
-                outcome.done += len(unit.keys)
-            else:
-                outcome.failed.append(_failure(unit, error))
-                tqdm.write(f"failed: {unit.experiment} at {unit.checkpoint.name}: {error}")
-            bar.update(len(unit.keys))
-    write_text(store.folder.parent / "failures.json", json.dumps(outcome.failed, indent=1) + "\n")
+            answers = _local(units) if workers == 1 else _processes(units, workers)
+        with closing(answers):
+            _collect(store, units, answers, outcome, progress)
     return outcome
 
 
-def _local(params: ScaleParameters, units: Sequence[Unit]) -> Iterator[tuple[Unit, dict, str | None]]:
+def _missing(params, ladder, store, experiments) -> tuple[list[Unit], Outcome]:
+    """The units of work without a sound record, and what was found on the way."""
+    units, outcome = [], Outcome()
+    for experiment in experiments:
+        clear_parts(store.folder / experiment)
+        settings, made_by = jobs.settings(params, experiment), jobs.maker(experiment)
+        for checkpoint in ladder:
+            inputs = {
+                seed: _inputs(settings, made_by, checkpoint, experiment, seed)
+                for seed in jobs.seeds(params, experiment)
+            }
+            keys = {seed: key_of(found) for seed, found in inputs.items()}
+            done = {seed for seed, key in keys.items() if _is_done(store, experiment, key, outcome.damaged)}
+            missing = {seed: key for seed, key in keys.items() if seed not in done}
+            outcome.found += len(done)
+            if missing:
+                units.append(Unit(checkpoint, experiment, missing, settings, made_by))
+    for line in outcome.damaged:
+        tqdm.write(f"{line}: run again", file=sys.stderr)
+    return units, outcome
+
+
+def _is_done(store: Store, experiment: Experiment, key: str, damaged: list[str]) -> bool:
+    """Whether there is a sound record; one that is not sound gets a line in ``damaged``."""
+    try:
+        return store.get(experiment, key) is not None
+    except Damaged as error:
+        damaged.append(_without_home(str(error)))
+        return False
+
+
+def _collect(store: Store, units: Sequence[Unit], answers, outcome: Outcome, progress: bool) -> None:
+    """Writes what comes back at once. A job without a result, or with one that is not finite, becomes a failed row.
+
+    A record that cannot be written (a full disk) ends the sweep with one line: no later one could be kept either, and
+    what is there stays.
+    """
+    total = sum(len(unit.keys) for unit in units)
+    with tqdm(total=total, desc="jobs", unit="job", disable=not progress or not units) as bar:
+        for unit, answer, error in answers:
+            bar.set_postfix_str(f"{unit.experiment} {unit.checkpoint.name}", refresh=False)
+            for seeds, failure in _failures(store, unit, answer, error):
+                outcome.failed.append(_row(unit, seeds, failure))
+                tqdm.write(
+                    f"failed: {unit.experiment} at {unit.checkpoint.name}: {outcome.failed[-1]['error']}"
+                )
+            bar.update(len(unit.keys))
+    outcome.done += total - sum(len(row["seeds"]) for row in outcome.failed)
+    write_text(store.folder.parent / "failures.json", json.dumps(outcome.failed, indent=1) + "\n")
+
+
+def _failures(store, unit: Unit, answer: Answer | None, error: str | None) -> Iterator[tuple[list[int], str]]:
+    """Writes the unit's records; the seeds that have none, and why."""
+    if error is not None:
+        yield list(unit.keys), error
+        return
+    results, origin = answer
+    for seed, key in unit.keys.items():
+        try:
+            store.put(unit.experiment, key, _record(unit, seed, results[seed], origin))
+        except ValueError as wrong:
+            yield [seed], f"seed {seed}: {wrong}"
+
+
+def _local(units: Sequence[Unit]) -> Iterator[tuple[Unit, Answer | None, str | None]]:
     for unit in units:
-        yield unit, *_attempt(params, unit)
+        yield unit, *attempt(_work, (unit,))
 
 
-def _processes(params: ScaleParameters, units: Sequence[Unit], workers: int):
-    # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_attempt, params, unit): unit for unit in units}
-        for ready in as_completed(waiting):
-            try:
-                results, error = ready.result()
-            except BrokenExecutor as broken:  # a worker was killed; the records written so far stay
-                results, error = {}, _one_line(broken)
-            yield waiting[ready], results, error
+def _processes(units: Sequence[Unit], count: int) -> Iterator[tuple[Unit, Answer | None, str | None]]:
+    for index, answer, error in run_each(_work, [(unit,) for unit in units], workers=count):
+        yield units[index], answer, error
 
 
 def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):
@@ -136,67 +191,61 @@ def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):
         raise ValueError("engine: 'ray' is not installed; pip install 'replicate[cluster]'") from None
     ray.init(address=address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
     # Every job uses its fixed number of threads, and a GPU where the parameters ask for one.
-    remote = ray.remote(num_cpus=1, num_gpus=int(params.DEVICE.startswith("cuda")))(_attempt)
-    waiting = {remote.remote(params, unit): unit for unit in units}
+    remote = ray.remote(num_cpus=1, num_gpus=int(params.DEVICE.startswith("cuda")))(attempt)
+    waiting = {remote.remote(_work, (unit,)): unit for unit in units}
     while waiting:
         (ready,), _ = ray.wait(list(waiting), num_returns=1)
         unit = waiting.pop(ready)
         try:
             yield unit, *ray.get(ready)
         except ray.exceptions.RayError as error:  # the worker died; the other jobs go on
-            yield unit, {}, _one_line(error)
+            yield unit, None, one_line(error)
 
 
-def _attempt(params: ScaleParameters, unit: Unit) -> tuple[dict[int, dict[str, Any]], str | None]:
-    try:
-        return jobs.run(params, unit.checkpoint, unit.experiment, list(unit.keys)), None
-    # Whatever goes wrong inside one job must not take the others with it; Ctrl-C still does.
-    except Exception as error:
-        return {}, _one_line(error)
+def _work(unit: Unit) -> Answer:
+    """Does a unit's jobs, wherever this is; refuses where the numbers would not be those that the keys stand for."""
+    if (here := jobs.maker(unit.experiment)) != unit.made_by:
+        differ = [name for name in here if here[name] != unit.made_by[name]]
+        raise ValueError(
+            f"worker: its {', '.join(differ)} differ from the sweep's, start it anew with the same"
+        )
+    start = time.perf_counter()
+    results = jobs.run(unit.experiment, unit.settings, unit.checkpoint, list(unit.keys))
+    seconds = (time.perf_counter() - start) / len(unit.keys)  # seeds run together: to each its share
+    return results, provenance.origin(unit.settings["DEVICE"], seconds)
 
 
-def _write(store: Store, params: ScaleParameters, unit: Unit, results: dict[int, dict[str, Any]]) -> None:
-    checkpoint = unit.checkpoint
-    for seed, key in unit.keys.items():
-        record = {
-            "experiment": unit.experiment,
-            "seed": seed,
-            "checkpoint": {
-                "name": checkpoint.name,
-                "stage": checkpoint.stage,
-                "step": checkpoint.step,
-                "tokens": checkpoint.tokens,
-                "sha": checkpoint.sha,
-            },
-            "settings": jobs.settings(params, unit.experiment),
-            "result": results[seed],
-        }
-        store.put(unit.experiment, key, record)
+def _record(unit: Unit, seed: int, result: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
+    checkpoint = {name: getattr(unit.checkpoint, name) for name in ("name", "stage", "step", "tokens", "sha")}
+    inputs = _inputs(unit.settings, unit.made_by, unit.checkpoint, unit.experiment, seed)
+    return {**inputs, "checkpoint": checkpoint, "result": result, "origin": origin}
 
 
-def _failure(unit: Unit, error: str) -> dict[str, Any]:
+def _row(unit: Unit, seeds: list[int], error: str) -> dict[str, Any]:
     return {
         "experiment": unit.experiment,
         "checkpoint": unit.checkpoint.name,
         "step": unit.checkpoint.step,
-        "seeds": list(unit.keys),
-        "error": error.replace(str(paths.home()) + "/", ""),
+        "seeds": seeds,
+        "error": _without_home(error),
     }
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:300] if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"[:300]
+def _without_home(text: str) -> str:
+    return text.replace(str(paths.home()) + "/", "")
 
 
 def records(params: ScaleParameters, experiment: Experiment, ladder: Ladder) -> list[dict[str, Any]]:
-    """The finished records of an experiment under these parameters, in the order of checkpoints and seeds."""
-    store = store_of(params)
-    found = (
-        store.get(experiment, job_key(params, checkpoint, experiment, seed))
+    """The sound records of an experiment under these parameters, in the order of checkpoints and seeds."""
+    store, damaged = store_of(params), []
+    keys = [
+        job_key(params, checkpoint, experiment, seed)
         for checkpoint in ladder
         for seed in jobs.seeds(params, experiment)
-    )
+    ]
+    found = [store.get(experiment, key) for key in keys if _is_done(store, experiment, key, damaged)]
+    for line in damaged:
+        tqdm.write(f"{line}: left out, run the sweep again", file=sys.stderr)
     return [record for record in found if record is not None]
 
 

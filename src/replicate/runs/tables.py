@@ -7,6 +7,7 @@ from typing import get_args
 
 import pandas as pd
 
+from replicate.files import replacing, write_text
 from replicate.impact import PRIMARY_SIGNAL, Headroom, PolicyName, Signal, signal
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs.params import ScaleParameters
@@ -32,10 +33,10 @@ class Tables:
 
     def save(self, folder: Path) -> None:
         """Writes every table as parquet and as CSV."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name, table in vars(self).items():
-            table.to_parquet(folder / f"{name}.parquet", index=False)
-            table.to_csv(folder / f"{name}.csv", index=False)
+            with replacing(folder / f"{name}.parquet") as handle:
+                table.to_parquet(handle, index=False)
+            write_text(folder / f"{name}.csv", table.to_csv(index=False))
 
 
 def load(params: ScaleParameters, ladder: Ladder) -> Tables:
