@@ -35,11 +35,12 @@ def test_importing_the_package_pins_torch_to_avx2():
 
 @X86
 def test_the_stand_in_is_another_machine_and_children_inherit_it():
-    assert in_a_fresh_process(NAME, REPLICATE_KERNELS="stand-in") == "default"
+    assert in_a_fresh_process(NAME, REPLICATE_KERNELS="stand-in").split()[0] == "default"
     child = (
         f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {NAME!r}], text=True))"
     )
-    assert in_a_fresh_process(f"import replicate; {child}", REPLICATE_KERNELS="stand-in") == "default"
+    said = in_a_fresh_process(f"import replicate; {child}", REPLICATE_KERNELS="stand-in")
+    assert said.startswith("default ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE")
 
 
 @X86
@@ -50,12 +51,14 @@ def test_native_pins_nothing():
 
 @X86
 def test_what_the_environment_says_wins_over_a_pin():
-    assert in_a_fresh_process(NAME, ATEN_CPU_CAPABILITY="default") == "default"
+    assert in_a_fresh_process(NAME, ATEN_CPU_CAPABILITY="default").startswith("default ")
 
 
 @X86
 def test_one_pin_less_is_no_longer_called_pinned():
-    assert in_a_fresh_process(NAME, MKL_CBWR="COMPATIBLE") == "avx2"
+    assert in_a_fresh_process(NAME, MKL_CBWR="COMPATIBLE").startswith(
+        "avx2 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMP"
+    )
 
 
 def test_without_avx2_nothing_is_pinned(monkeypatch):

@@ -7,37 +7,26 @@ cannot change its numbers, and does not change its digest.
 
 import ast
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from replicate import kernels
+
 PACKAGE = "replicate"
 LIBRARIES = ("torch", "transformers", "numpy")
 """Those whose arithmetic or random numbers enter weights and records."""
 
-_PINS = ("MKL_CBWR", "DNNL_MAX_CPU_ISA")
-
 
 def identity(module: str) -> dict[str, object]:
     """Everything but the inputs that decides what ``module`` computes here: goes into keys, and is said in records."""
-    return {"code": digest(module), "versions": versions(), "kernels": kernels()}
+    return {"code": digest(module), "versions": versions(), "kernels": kernels.name()}
 
 
 def versions() -> dict[str, str]:
     """The versions of the libraries that matter to numbers."""
     return {name: version(name) for name in LIBRARIES}
-
-
-def kernels() -> dict[str, str | None]:
-    """Which vector kernels torch uses, and how the environment pins those of its libraries."""
-    import torch
-
-    return {
-        "torch": torch.backends.cpu.get_cpu_capability(),
-        **{name: os.environ.get(name) for name in _PINS},
-    }
 
 
 def digest(module: str) -> str:

@@ -86,10 +86,15 @@ def processor_features() -> frozenset[str]:
 
 
 def name() -> str:
-    """The kernels in force, for keys and provenance: ``pinned avx2``, or the vector width torch chose by itself."""
+    """The kernels in force, for keys and provenance: ``pinned avx2``, or torch's choice and what the environment asks.
+
+    numpy's variable does not count: it is needed on processors with AVX-512 only.
+    """
     import torch
 
     chosen = torch.backends.cpu.get_cpu_capability().lower()
-    wanted = {variable: value for variable, value in PINS.items() if variable != "NPY_DISABLE_CPU_FEATURES"}
-    held = all(os.environ.get(variable) == value for variable, value in wanted.items())
-    return f"pinned {chosen}" if held and chosen == "avx2" else chosen
+    counting = [variable for variable in PINS if variable != "NPY_DISABLE_CPU_FEATURES"]
+    if chosen == "avx2" and all(os.environ.get(variable) == PINS[variable] for variable in counting):
+        return "pinned avx2"
+    asked = [f"{variable}={os.environ[variable]}" for variable in counting if os.environ.get(variable)]
+    return " ".join([chosen, *asked])

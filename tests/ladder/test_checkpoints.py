@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from replicate import files, identity
+from replicate import files, identity, kernels
 from replicate.ladder import corpus, pretrain
 from replicate.ladder.checkpoints import NAME, open_ladder, snapshot_name
 from replicate.ladder.pretrain import TinyLadder, train
@@ -70,13 +70,14 @@ def test_a_finished_ladder_is_reused_and_other_parameters_make_another(ladder, s
 
 def test_other_code_libraries_or_kernels_make_another_ladder(spec, monkeypatch):
     keys = {spec.key}
-    for name, value in {
-        "digest": "other",
-        "versions": {"torch": "0"},
-        "kernels": {"torch": "DEFAULT"},
-    }.items():
+    others = (
+        (identity, "digest", "other"),
+        (identity, "versions", {"torch": "0"}),
+        (kernels, "name", "sse2"),
+    )
+    for module, name, value in others:
         with monkeypatch.context() as patch:
-            patch.setattr(identity, name, lambda *_, value=value: value)
+            patch.setattr(module, name, lambda *_, value=value: value)
             keys.add(spec.key)
     assert len(keys) == 4
     assert spec.key in keys
@@ -87,7 +88,7 @@ def test_the_folder_says_what_made_it(ladder, spec):
     assert said["spec"] == dataclasses.asdict(spec)
     assert said["code"] == identity.digest("replicate.ladder.pretrain")
     assert said["versions"]["torch"] == torch.__version__
-    assert said["kernels"] == identity.kernels()
+    assert said["kernels"] == kernels.name()
 
 
 @pytest.mark.parametrize("name", ["parameters.json", "LADDER"])

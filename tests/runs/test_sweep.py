@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from replicate import files, identity
+from replicate import files, identity, kernels
 from replicate.ladder.checkpoints import open_ladder
 from replicate.runs import jobs, sweep, tables
 from replicate.runs.store import content
@@ -179,13 +179,14 @@ def test_a_job_cannot_read_what_is_not_in_its_key(params):
 def test_code_libraries_and_kernels_are_in_the_key(params, monkeypatch):
     checkpoint = jobs.ladder(params).checkpoints[0]
     keys = {sweep.job_key(params, checkpoint, "rl", 0)}
-    for name, value in {
-        "digest": "other code",
-        "versions": {"torch": "0"},
-        "kernels": {"torch": "DEFAULT"},
-    }.items():
+    others = (
+        (identity, "digest", "other"),
+        (identity, "versions", {"torch": "0"}),
+        (kernels, "name", "sse2"),
+    )
+    for module, name, value in others:
         with monkeypatch.context() as patch:
-            patch.setattr(identity, name, lambda *_, value=value: value)
+            patch.setattr(module, name, lambda *_, value=value: value)
             keys.add(sweep.job_key(params, checkpoint, "rl", 0))
     assert len(keys) == 4
 
@@ -204,7 +205,7 @@ def test_a_record_says_who_made_it(params):
     for record in sweep.records(params, "rl", jobs.ladder(params)):
         origin = record["origin"]
         assert origin["versions"]["torch"] == torch.__version__
-        assert origin["kernels"]["torch"] == torch.backends.cpu.get_cpu_capability()
+        assert origin["kernels"] == kernels.name()
         assert origin["threads"] == 1
         assert origin["wall_seconds"] > 0
         assert {"commit", "processor", "cores", "accelerator", "finished"} <= set(origin)

@@ -16,7 +16,8 @@ import torch
 
 from replicate import kernels
 from replicate.ladder.corpus import Mixture
-from replicate.ladder.pretrain import TinyLadder, fixed_threads, train
+from replicate.ladder.pretrain import TinyLadder, train
+from replicate.threads import fixed_threads
 
 LADDER = TinyLadder(
     seed=0, steps=150, every=75, layers=2, hidden=64, heads=4, context=32, batch=64, learning_rate=6e-3,

@@ -20,7 +20,12 @@ def draw(settings: SimpleNamespace, checkpoint: Checkpoint, which: Literal["pool
         return held_out
     pool = _draw(settings, checkpoint, settings.POOL_PROMPTS, stream=12)
     taken = set(held_out.text)
-    return pool.select(torch.tensor([i for i, text in enumerate(pool.text) if text not in taken]))
+    free = [i for i, text in enumerate(pool.text) if text not in taken]
+    if not free:
+        raise ValueError(
+            f"POOL_PROMPTS, FILLER: all {len(pool)} prompts drawn are held out; take more of the one or of the other"
+        )
+    return pool.select(torch.tensor(free))
 
 
 def _draw(settings: SimpleNamespace, checkpoint: Checkpoint, count: int, *, stream: int) -> Prompts:

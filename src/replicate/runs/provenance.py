@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from replicate import __version__, identity
+from replicate import __version__, kernels
 from replicate.files import write_text
 from replicate.ladder.checkpoints import Ladder
 from replicate.threads import THREADS
@@ -65,7 +65,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
             "replicate": __version__,
             **dict(_versions(_MATTER)),
         },
-        "kernels": identity.kernels(),
+        "kernels": kernels.name(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": _memory(),

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from replicate import DISTRIBUTION
 from replicate.files import clear_parts, require_writable, write_text
 from replicate.ladder.checkpoints import Checkpoint, Ladder
 from replicate.runs import jobs, paths, provenance
@@ -188,7 +189,7 @@ def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):
     try:
         import ray
     except ImportError:
-        raise ValueError("engine: 'ray' is not installed; pip install 'replicate[cluster]'") from None
+        raise ValueError(f"engine: 'ray' is not installed; pip install '{DISTRIBUTION}[cluster]'") from None
     ray.init(address=address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
     # Every job uses its fixed number of threads, and a GPU where the parameters ask for one.
     remote = ray.remote(num_cpus=1, num_gpus=int(params.DEVICE.startswith("cuda")))(attempt)
