@@ -208,6 +208,31 @@ def test_relaxed_jacobian_against_finite_differences(tau, noisy):
     assert ((step(s + h * u) - step(s - h * u)) / (2 * h) - whole @ u[0]).abs().max() < 1e-7
 
 
+@pytest.mark.parametrize("tau", [1.0, 0.4])
+@pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
+def test_a_path_through_the_token_is_at_most_its_entropy_in_bits_times_the_worst_coin(name, tau):
+    """At any policy, the other factors held; a fair coin between the worst two tokens attains it."""
+    found = gap.paths(*fresh(name), tau=tau)
+    coin, reached = gap.worst_coin(found), []
+    policies = (6 * torch.randn(200, V, generator=seeded(3), dtype=torch.float64)).softmax(-1)
+    pairs = [
+        torch.eye(V, dtype=torch.float64)[list(vw)].mean(0) for vw in itertools.combinations(range(V), 2)
+    ]
+    for p in [*policies, *pairs]:
+        token = dataclasses.replace(found, soft=p, soften=gap.softmax_jacobian(p, temperature=tau)).token
+        bits = torch.special.entr(p).sum().item() / math.log(2)
+        reached.append(gap.operator_norm(token) / (bits * coin))
+    assert max(reached) == pytest.approx(1.0, rel=EXACT)
+    assert max(reached[:200]) < 1.0
+
+
+def test_a_state_that_is_not_read_has_jacobian_zero():
+    found = gap.paths(*fresh("bigram"))
+    assert found.attention.shape == (6, 6)
+    assert not found.attention.any()
+    assert found.token.any()
+
+
 @pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
 def test_every_link_of_the_chain_only_adds(name):
     F, s = fresh(name)
