@@ -99,15 +99,17 @@ def gumbel_moments(
     """Monte Carlo moments of (1/tau) D, D = diag(p) - p p^T, of samples p = softmax((log pi + noise) / tau).
 
     ``mean`` and ``se``: mean norm and its standard error; ``rms``: root mean square of the norm; ``norm of mean``;
-    ``z of mean``: the largest |z| over the entries v < w of the mean Jacobian against those of D of ``pi``, its limit
-    as tau goes to 0; ``worst / own bound``: the largest norm over A5's bound with the sample's own entropy.
+    ``z of mean``: the largest |z| over the entries v < w of the mean Jacobian against those of D of ``pi``, in standard
+    errors, both in their limits as tau goes to 0 (an entry's mean square tends to pi_v pi_w / (6 tau); a cold sample
+    of it is nearly always 0, and its own standard deviation is no measure); ``worst / own bound``: the largest norm over A5's bound with the sample's own entropy.
     """
     draws = len(noise)
     soft = soft_token(pi.log() + noise, temperature, None, False)
     norms = softmax_jacobian_norm(soft, temperature=temperature)
     v, w = torch.triu_indices(len(pi), len(pi), offset=1)
     entries = soft[:, v] * soft[:, w] / temperature
-    z = (entries.mean(0) - pi[v] * pi[w]) / (entries.std(0) / draws**0.5)
+    limit = pi[v] * pi[w]
+    z = (entries.mean(0) - limit) / (limit / (6 * temperature * draws)).sqrt()
     mean = (torch.diag(soft.mean(0)) - soft.T @ soft / draws) / temperature
     return {
         "tau": temperature,
