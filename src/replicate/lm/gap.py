@@ -101,7 +101,8 @@ def gumbel_moments(
     ``mean`` and ``se``: mean norm and its standard error; ``rms``: root mean square of the norm; ``norm of mean``;
     ``z of mean``: the largest |z| over the entries v < w of the mean Jacobian against those of D of ``pi``, in standard
     errors, both in their limits as tau goes to 0 (an entry's mean square tends to pi_v pi_w / (6 tau); a cold sample
-    of it is nearly always 0, and its own standard deviation is no measure); ``worst / own bound``: the largest norm over A5's bound with the sample's own entropy.
+    of it is nearly always 0, and its own standard deviation is no measure); ``worst / own bound``: the largest norm
+    over A5's bound with the sample's own entropy.
     """
     draws = len(noise)
     soft = soft_token(pi.log() + noise, temperature, None, False)
