@@ -208,6 +208,31 @@ def test_relaxed_jacobian_against_finite_differences(tau, noisy):
     assert ((step(s + h * u) - step(s - h * u)) / (2 * h) - whole @ u[0]).abs().max() < 1e-7
 
 
+@pytest.mark.parametrize("tau", [1.0, 0.4])
+@pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
+def test_a_path_through_the_token_is_at_most_its_entropy_in_bits_times_the_worst_coin(name, tau):
+    """At any policy, the other factors held; a fair coin between the worst two tokens attains it."""
+    found = gap.paths(*fresh(name), tau=tau)
+    coin, reached = gap.worst_coin(found), []
+    policies = (6 * torch.randn(200, V, generator=seeded(3), dtype=torch.float64)).softmax(-1)
+    pairs = [
+        torch.eye(V, dtype=torch.float64)[list(vw)].mean(0) for vw in itertools.combinations(range(V), 2)
+    ]
+    for p in [*policies, *pairs]:
+        token = dataclasses.replace(found, soft=p, soften=gap.softmax_jacobian(p, temperature=tau)).token
+        bits = torch.special.entr(p).sum().item() / math.log(2)
+        reached.append(gap.operator_norm(token) / (bits * coin))
+    assert max(reached) == pytest.approx(1.0, rel=EXACT)
+    assert max(reached[:200]) < 1.0
+
+
+def test_a_state_that_is_not_read_has_jacobian_zero():
+    found = gap.paths(*fresh("bigram"))
+    assert found.attention.shape == (6, 6)
+    assert not found.attention.any()
+    assert found.token.any()
+
+
 @pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
 def test_every_link_of_the_chain_only_adds(name):
     F, s = fresh(name)
@@ -364,6 +389,16 @@ def test_gumbel_moments_test_the_mean_jacobian_against_its_limit():
     noise = relaxed.gumbel(40_000, 3, generator=seeded(2))
     assert gap.gumbel_moments(pi, noise, temperature=0.03)["z of mean"] < 4
     assert gap.gumbel_moments(pi, noise, temperature=1.0)["z of mean"] > 20
+
+
+def test_a_cold_entry_that_is_nearly_always_zero_is_measured_in_its_exact_standard_error():
+    """Few draws move the rarest entry. Over its own deviation the worst of these twelve would be 4.0 and not 2.4."""
+    pi = torch.tensor([0.55, 0.2, 0.15, 0.07, 0.03], dtype=torch.float64)
+    z = [
+        gap.gumbel_moments(pi, relaxed.gumbel(20_000, 5, generator=seeded(k)), temperature=0.02)["z of mean"]
+        for k in range(12)
+    ]
+    assert max(z) < 3.2
 
 
 @settings(max_examples=60, deadline=None)

@@ -99,15 +99,18 @@ def gumbel_moments(
     """Monte Carlo moments of (1/tau) D, D = diag(p) - p p^T, of samples p = softmax((log pi + noise) / tau).
 
     ``mean`` and ``se``: mean norm and its standard error; ``rms``: root mean square of the norm; ``norm of mean``;
-    ``z of mean``: the largest |z| over the entries v < w of the mean Jacobian against those of D of ``pi``, its limit
-    as tau goes to 0; ``worst / own bound``: the largest norm over A5's bound with the sample's own entropy.
+    ``z of mean``: the largest |z| over the entries v < w of the mean Jacobian against those of D of ``pi``, in standard
+    errors, both in their limits as tau goes to 0 (an entry's mean square tends to pi_v pi_w / (6 tau); a cold sample
+    of it is nearly always 0, and its own standard deviation is no measure); ``worst / own bound``: the largest norm
+    over A5's bound with the sample's own entropy.
     """
     draws = len(noise)
     soft = soft_token(pi.log() + noise, temperature, None, False)
     norms = softmax_jacobian_norm(soft, temperature=temperature)
     v, w = torch.triu_indices(len(pi), len(pi), offset=1)
     entries = soft[:, v] * soft[:, w] / temperature
-    z = (entries.mean(0) - pi[v] * pi[w]) / (entries.std(0) / draws**0.5)
+    limit = pi[v] * pi[w]
+    z = (entries.mean(0) - limit) / (limit / (6 * temperature * draws)).sqrt()
     mean = (torch.diag(soft.mean(0)) - soft.T @ soft / draws) / temperature
     return {
         "tau": temperature,
@@ -181,9 +184,10 @@ def paths(
     """Both paths of (20) at ``state``, each factor on its own; options as in a relaxed rollout."""
     kept = recurrence.kept(state.shape[1])
     p, fed = _softened(recurrence, state, scale, tau, noise, straight_through)
+    attention, advance = _step_jacobians(recurrence, state, fed)
     return Paths(
-        attention=jacobian(lambda s: recurrence.advance(s, fed)[:, kept:], state)[0],
-        advance=jacobian(lambda e: recurrence.advance(state, e)[:, kept:], fed)[0],
+        attention=attention[0],
+        advance=advance[0],
         embed=recurrence.embeddings.T,
         soften=softmax_jacobian(p[0], temperature=tau),
         head=scale * jacobian(recurrence.logits, state)[0],
@@ -191,6 +195,23 @@ def paths(
         kept=kept,
         tau=tau,
     )
+
+
+def _step_jacobians(
+    recurrence: Recurrence, states: State, fed: Float[Tensor, "batch dim"]
+) -> tuple[Float[Tensor, "batch m n"], Float[Tensor, "batch m dim"]]:
+    """d/ds and d/de of the new entries of F(s, e): one batched backward pass gives both."""
+    leaves = states.detach().requires_grad_(), fed.detach().requires_grad_()
+    with torch.enable_grad():
+        new = recurrence.advance(*leaves)[:, recurrence.kept(states.shape[1]) :]
+    batch, out = new.shape
+    basis = torch.eye(out, dtype=new.dtype)[:, None].expand(-1, batch, -1)
+    found = torch.autograd.grad(new, leaves, basis, is_grads_batched=True, allow_unused=True)
+    # A bigram model does not read its state.
+    filled = [
+        x.new_zeros(out, *x.shape) if part is None else part for x, part in zip(leaves, found, strict=True)
+    ]
+    return filled[0].transpose(0, 1), filled[1].transpose(0, 1)
 
 
 def _softened(
@@ -244,7 +265,6 @@ def path_norms(
     The first are those of the attention path's new rows, the second those of the path through the token. F is
     differentiated once per distinct embedding that is fed, so straight-through costs no more than the tokens it meets.
     """
-    kept = recurrence.kept(state.shape[1])
     soft, fed = _softened(recurrence, state, scale, tau, noise, straight_through)
     head = scale * jacobian(recurrence.logits, state)[0]
     head = head[:, head.any(0)]  # columns of zeros do not change a norm
@@ -252,10 +272,9 @@ def path_norms(
     chunk = max(1, _ENTRIES // (recurrence.advance(state, fed[:1]).shape[1] * state.shape[1]))
     attention, advance = [], []
     for e in distinct.split(chunk):
-        repeated = state.expand(len(e), -1)
-        from_state = jacobian(lambda s, e=e: recurrence.advance(s, e)[:, kept:], repeated)
+        from_state, from_token = _step_jacobians(recurrence, state.expand(len(e), -1), e)
         attention += [operator_norm(matrix) for matrix in from_state]
-        advance += jacobian(lambda e, s=repeated: recurrence.advance(s, e)[:, kept:], e)
+        advance += from_token
     token = [
         operator_norm(advance[i] @ recurrence.embeddings.T @ (softmax_jacobian(p, temperature=tau) @ head))
         for i, p in zip(which.tolist(), soft, strict=True)
@@ -299,6 +318,23 @@ def constant(found: Paths) -> float:
     """
     factors = operator_norm(found.advance) * operator_norm(found.embed) * operator_norm(found.head)
     return factors * normalised_constant(len(found.soft)) / found.tau
+
+
+def worst_coin(found: Paths) -> float:
+    """Norm of the path through the token if the policy were a fair coin between the worst two tokens:
+
+        max over v, w of |a_v - a_w| |W_v - W_w| / (4 tau),    a_v = (dF/de) e(v), W_v the rows of the head
+
+    It is the unit in which a small path is small. D_p = sum_{v<w} p_v p_w (e_v - e_w)(e_v - e_w)^T, so that at every
+    policy
+
+        norm of the token path <= 2 (1 - sum p^2) x worst coin <= H / ln 2 x worst coin,
+
+    the entropy in bits: (21) with pairs of tokens in the place of a product of norms. The fair coin itself attains it.
+    The other factors are held as they are in ``found``.
+    """
+    moved = (found.advance @ found.embed).T
+    return float((torch.cdist(moved, moved) * torch.cdist(found.head, found.head)).max() / (4 * found.tau))
 
 
 def chain(found: Paths) -> dict[str, float]:
