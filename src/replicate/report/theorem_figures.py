@@ -104,7 +104,7 @@ def along_ladder(table: pd.DataFrame) -> "Figure":
     figure, axes = panels(1, 2, width=9.4, height=3.5)
     columns = {
         "at embeddings": ("error of the cut costate", "norm at the prompt's embeddings"),
-        "relative": ("the same, relative to the costate", "ratio of norms at the prompt's embeddings"),
+        "relative": ("the same, relative to the costate", "ratio, at the prompt's embeddings"),
     }
     for ax, (column, (title, label)) in zip(axes, columns.items(), strict=True):
         for stage, part in table.groupby("stage", sort=False):
