@@ -37,6 +37,16 @@ def test_ranks_of_a_narrow_model_meet_both_bounds_with_a_clean_gap():
     assert max(row["gap"], row["total gap"]) < 1e-12
 
 
+@pytest.mark.parametrize("head_dim", [2, 6])
+def test_one_head_carries_as_many_directions_as_it_is_wide(head_dim):
+    model, tokens = fresh(layers=2, hidden=12, heads=2, head_dim=head_dim)
+    found = pathways.head_ranks(model, tokens)
+    assert found.tolist() == [[head_dim] * 2] * 2
+    block = attention.anatomy(model, tokens)[1]
+    both = attention.layer_jacobians(block)[-1, 0]
+    assert attention.numerical_rank(both) == 2 * head_dim  # the two heads together reach further
+
+
 def test_ranks_of_a_full_width_model_are_full_and_have_no_gap():
     row = pathways.ranks(*fresh(layers=1, hidden=8, heads=2))
     assert (row["rank"], row["bound"], row["total"], row["total bound"]) == (8, 8, 8, 8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from replicate.lm import enumeration, gap, grpo, recurrence, relaxed, tradeoff
+from replicate.lm.tiny import tiny_model
 
 V, T = 4, 3
 EXACT = 1e-10
@@ -148,9 +149,11 @@ def test_entropies_out_of_reach_are_named():
 
 
 def costs_of(seed: int = 0, rollouts: int = 50):
+    """Those of the second of two settings, which differ in reward and scales."""
     F, s, R = start(seed=seed)
     scale = torch.tensor([2.0, 1.0, 0.7], dtype=torch.float64)
-    costs = tradeoff.estimation_costs(F, s, R, scale=scale, tau=0.5, rollouts=rollouts, generator=seeded(5))
+    settings = {"scales": torch.stack([0.3 * scale, scale]), "tau": 0.5, "rollouts": rollouts}
+    _, costs = tradeoff.estimation_costs(F, s, torch.stack([R.flip(0), R]), generator=seeded(5), **settings)
     every = enumeration.all_completions(V, T)
     log_probs = recurrence.log_probs_of(F, every, scale=scale)
     P = enumeration.probabilities(log_probs, s[0], len(every))
@@ -200,7 +203,7 @@ def test_gumbel_bias_does_not_count_its_own_sampling_error():
     rollouts = 300
     costs, F, s, R, scale, P, S = costs_of(rollouts=rollouts)
     g, reward = (P * R) @ S, relaxed.multilinear(R, vocab=V, horizon=T)
-    noise = relaxed.gumbel(rollouts, T, V, generator=seeded(5))
+    noise = relaxed.gumbel(2 * rollouts, T, V, generator=seeded(5))[rollouts:]
     how = {"horizon": T, "scale": scale, "noise": noise, "tau": 0.5}
     soft = relaxed.relaxed_costates(F, s.expand(rollouts, -1), reward, **how)[0]
     pairs = (soft - g) @ (soft - g).T  # products of different rollouts have the squared bias as their mean
@@ -211,6 +214,48 @@ def test_gumbel_bias_does_not_count_its_own_sampling_error():
     assert costs.gumbel[1] == pytest.approx(float(soft.var(0).sum()) / unit, rel=1e-9)
     with pytest.raises(ValueError, match="rollouts: a variance needs at least 2, got 1"):
         costs_of(rollouts=1)
+
+
+def test_relative_error_at_the_embeddings_does_not_hang_on_the_final_norms_scale():
+    """The final norm's weight divided by a hundred, the head multiplied by it: the same model in other coordinates."""
+    g = seeded(8)
+    model = tiny_model(vocab=V, generator=g)
+    prompt = torch.randint(V, (1, 4), generator=g)
+    reward = relaxed.multilinear(torch.randn(V**T, generator=g).double(), vocab=V, horizon=T)
+
+    def relative():
+        F, s = recurrence.transformer(model), recurrence.prompt_state(model, prompt)
+        lam, cut = (relaxed.relaxed_costates(F, s, reward, horizon=T, cut=c)[0] for c in (False, True))
+        at = tradeoff.norms_at_embeddings(model, prompt, torch.cat([cut - lam, lam]))
+        return float((cut - lam).norm() / lam.norm()), float(at[0] / at[1])
+
+    state_before, embedded_before = relative()
+    with torch.no_grad():
+        model.model.norm.weight /= 100
+        model.lm_head.weight *= 100
+    state_after, embedded_after = relative()
+    assert embedded_after == pytest.approx(embedded_before, rel=1e-7)
+    assert abs(state_after / state_before - 1) > 0.1
+
+
+def test_norms_at_the_embeddings_are_slopes_of_the_rollout():
+    """|dR/de| from differences of the relaxed reward along the gradient itself."""
+    g = seeded(9)
+    model = tiny_model(vocab=V, generator=g)
+    prompt = torch.randint(V, (1, 3), generator=g)
+    reward = relaxed.multilinear(torch.randn(V**T, generator=g).double(), vocab=V, horizon=T)
+    F, e = recurrence.transformer(model), model.get_input_embeddings()(prompt).detach().requires_grad_()
+
+    def value(embedded):
+        return reward(relaxed.relaxed_rollout(F, recurrence.read_prompt(model, embedded), horizon=T).soft)
+
+    (direction,) = torch.autograd.grad(value(e), e)
+    lam = relaxed.relaxed_costates(F, recurrence.prompt_state(model, prompt), reward, horizon=T)[0]
+    h = 1e-4 / direction.norm()
+    with torch.no_grad():
+        slope = (value(e + h * direction) - value(e - h * direction)) / (2e-4)
+    found = tradeoff.norms_at_embeddings(model, prompt, torch.cat([lam, -3 * lam]))
+    assert found.tolist() == pytest.approx([float(slope), 3 * float(slope)], rel=1e-5)
 
 
 def test_linear_prediction_has_the_soft_reward_as_its_mean_and_the_slopes_as_differences():

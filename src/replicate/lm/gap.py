@@ -157,8 +157,10 @@ class Paths:
 
     @property
     def token(self) -> Float[Tensor, "m n"]:
-        """The product of the four factors."""
-        return self.advance @ (self.embed @ (self.soften @ self.head))
+        """The product of the four factors, formed where the head reads the state at all."""
+        product, read = self.head.new_zeros(len(self.advance), self.head.shape[1]), self.head.any(0)
+        product[:, read] = self.advance @ (self.embed @ (self.soften @ self.head[:, read]))
+        return product
 
     @property
     def attention_norm(self) -> float:
@@ -449,6 +451,7 @@ def right_side(attention: list[float], token: list[float], signal: list[float]) 
 
 def operator_norm(matrix: Float[Tensor, "m n"]) -> float:
     """Largest singular value, from the smaller of the two Gram matrices."""
+    matrix = matrix[:, matrix.any(0)]  # columns of zeros do not change it, and the token path has many
     if not matrix.numel():
         return 0.0
     gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix

@@ -100,6 +100,23 @@ def ranks(model: nn.Module, tokens: Int[Tensor, " length"], *, rtol: float = 1e-
     }
 
 
+def head_ranks(
+    model: nn.Module, tokens: Int[Tensor, " length"], *, rtol: float = 1e-10
+) -> Int[Tensor, "layers heads"]:
+    """Largest numerical rank, over j before the last position t, of what each head contributes to da_t/dx_j.
+
+    That is its share of the output projection times do_t/dx_j, a matrix [hidden, hidden] of rank d_head at most.
+    """
+    found = []
+    for block in attention.anatomy(model, tokens):
+        project = block.project.unflatten(1, (len(block.alpha), -1)).transpose(
+            0, 1
+        )  # [heads, hidden, d_head]
+        carried = project[:, None] @ attention.head_jacobians(block)[:, -1, :-1]  # [heads, j, hidden, hidden]
+        found.append(attention.numerical_rank(carried, rtol=rtol).amax(1))
+    return torch.stack(found)
+
+
 def spectral_gap(matrices: Float[Tensor, "*batch out in"], count: int) -> float:
     """Largest ratio of the (count + 1)-th to the count-th singular value over the batch: round-off where ``count`` is
     the rank, whatever the tolerance. NaN where there is no (count + 1)-th. Raises ``ValueError`` for count < 1."""

@@ -162,9 +162,9 @@ def combined_estimates(
     state: Float[Tensor, " state"],
     completions: Int[Tensor, "N T"],
     returns: Float[Tensor, " N"],
-    slopes: Float[Tensor, "T vocab"],
+    slopes: Float[Tensor, "*N T vocab"],
     *,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Scale | None = None,
 ) -> Float[Tensor, "N state"]:
     """Score function with the relaxed rollout as its control variate: one *unbiased* estimate of dV/ds a completion.
 
@@ -172,9 +172,9 @@ def combined_estimates(
 
     For any slopes u that do not depend on the sample the two terms with u cancel in expectation; with the slopes of the
     relaxed rollout (:func:`token_slopes`) the second is its gradient at the sampled prefix and the first what is left
-    to learn from sampling.
+    to learn from sampling. ``slopes`` may differ between completions, and so may ``scale``.
     """
-    taken = slopes.gather(1, completions.T).T
+    taken = slopes.expand(len(completions), -1, -1).gather(2, completions[:, :, None]).squeeze(2)
     sampled = scores(
         lambda s: unroll(recurrence, s, completions, scale=scale).logp, state, returns[:, None] - taken
     )

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from replicate.lm import enumeration, gap, recurrence, relaxed
 from replicate.lm.recurrence import Recurrence
@@ -130,6 +130,21 @@ def policy_entropy_side(
         for step, policy in zip(steps, sides.entropies, strict=False)
     ]
     return gap.right_side(sides.attention_norms, token, sides.signal.tolist())
+
+
+def norms_at_embeddings(
+    model: nn.Module, prompt: Int[Tensor, "1 length"], costates: Float[Tensor, "k n"]
+) -> Float[Tensor, " k"]:
+    """|(ds_1/de)^T x| of each costate x at the state after ``prompt``, e being the embeddings of its tokens.
+
+    The state's own coordinates are a convention: dividing the final norm's weight by a hundred and multiplying the
+    head by it changes no output and every ratio of norms there. At the embeddings such a choice has no say.
+    """
+    embedded = model.get_input_embeddings()(prompt).detach().requires_grad_()
+    with torch.enable_grad():
+        state = recurrence.read_prompt(model, embedded)
+        (back,) = torch.autograd.grad(state, embedded, costates[:, None], is_grads_batched=True)
+    return back.flatten(1).norm(dim=1)
 
 
 def errors_over_scales(
@@ -248,43 +263,105 @@ class Costs:
 def estimation_costs(
     model: Recurrence,
     state: Float[Tensor, "1 n"],
-    returns: Float[Tensor, " N"],
+    returns: Float[Tensor, "settings N"],
     *,
-    scale: Float[Tensor, " T"],
+    scales: Float[Tensor, "settings T"],
     tau: float,
     rollouts: int,
     generator: torch.Generator,
-) -> Costs:
-    """Everything :class:`Costs` holds, for one model, state and reward; logits of step t are times scale_t.
+) -> list[Costs]:
+    """Everything :class:`Costs` holds, for one model and state. A setting is a reward with factors on the logits.
 
     Exact by enumeration, but for the Gumbel line, which is estimated from ``rollouts`` samples at temperature
-    ``tau``; the sampling error of its mean is taken off the squared bias, which is not let below zero.
-    Raises ``ValueError`` for fewer than two rollouts.
+    ``tau``; the sampling error of its mean is taken off the squared bias, which is not let below zero. All settings
+    go through the model in one batch. Raises ``ValueError`` for fewer than two rollouts.
     """
     if rollouts < 2:
         raise ValueError(f"rollouts: a variance needs at least 2, got {rollouts}")
-    vocab, horizon = len(model.embeddings), len(scale)
-    every = enumeration.all_completions(vocab, horizon)
-    reward = relaxed.multilinear(returns, vocab=vocab, horizon=horizon)
-    how = {"horizon": horizon, "scale": scale}
-    log_probs = recurrence.log_probs_of(model, every, scale=scale)
-    probs = enumeration.probabilities(log_probs, state[0], len(every))
-    score = enumeration.scores(log_probs, state[0], torch.ones(every.shape, dtype=torch.float64))
-    g = (probs * returns) @ score
-    lam = relaxed.relaxed_costates(model, state, reward, **how)[0][0]
-    prediction = relaxed.linear_prediction(model, state, reward, **how)
-    both = relaxed.combined_estimates(model, state[0], every, returns, prediction, scale=scale)
-    noise = relaxed.gumbel(rollouts, horizon, vocab, generator=generator)
-    soft = relaxed.relaxed_costates(model, state.expand(rollouts, -1), reward, noise=noise, tau=tau, **how)[0]
-    unit, spread = float(g.square().sum()), float(soft.var(0).sum())
-    pairs, threes = (enumeration.leave_one_out_mse(probs, returns, score, group=G) for G in (2, 3))
-    shift = max(0.0, float((soft.mean(0) - g).square().sum()) - spread / rollouts)
-    return Costs(
-        score=(pairs / unit, threes / unit),
-        relaxed=float((lam - g).square().sum()) / unit,
-        gumbel=(shift / unit, spread / unit),
-        combined=float(probs @ (both - g).square().sum(1)) / unit,
+    (settings, horizon), vocab = scales.shape, len(model.embeddings)
+    rewards = [relaxed.multilinear(R, vocab=vocab, horizon=horizon) for R in returns]
+    probs, score = _probs_and_scores(model, state, scales)
+    g = torch.einsum("bn,bn,bns->bs", probs, returns, score)
+    lam = _costates(model, state, rewards, scales, 1)[:, 0]
+    both = _combined(model, state, returns, rewards, scales)
+    noise = relaxed.gumbel(settings * rollouts, horizon, vocab, generator=generator)
+    soft = _costates(model, state, rewards, scales, rollouts, noise=noise, tau=tau)
+    found = []
+    for P, R, S, target, unbiased, rolled, biased in zip(
+        probs, returns, score, g, both, soft, lam, strict=True
+    ):
+        unit, spread = float(target.square().sum()), float(rolled.var(0).sum())
+        pairs, threes = (enumeration.leave_one_out_mse(P, R, S, group=G) for G in (2, 3))
+        shift = max(0.0, float((rolled.mean(0) - target).square().sum()) - spread / rollouts)
+        found.append(
+            Costs(
+                score=(pairs / unit, threes / unit),
+                relaxed=float((biased - target).square().sum()) / unit,
+                gumbel=(shift / unit, spread / unit),
+                combined=float(P @ (unbiased - target).square().sum(1)) / unit,
+            )
+        )
+    return found
+
+
+def _probs_and_scores(
+    model: Recurrence, state: Float[Tensor, "1 n"], scales: Float[Tensor, "settings T"]
+) -> tuple[Float[Tensor, "settings N"], Float[Tensor, "settings N n"]]:
+    """P(o | s) and sum_t dlog pi(o_t)/ds of every completion, under each setting of the scales."""
+    every = enumeration.all_completions(len(model.embeddings), scales.shape[1])
+    leaf = state.expand(len(scales) * len(every), -1).clone().requires_grad_()
+    factors = scales.repeat_interleave(len(every), 0).T[:, :, None]
+    with torch.enable_grad():
+        logp = recurrence.unroll(model, leaf, every.repeat(len(scales), 1), scale=factors).logp.sum(1)
+        (score,) = torch.autograd.grad(logp.sum(), leaf)
+    probs = logp.detach().exp().unflatten(0, (len(scales), -1))
+    return probs, score.unflatten(0, (len(scales), -1))
+
+
+def _costates(
+    model: Recurrence,
+    state: Float[Tensor, "1 n"],
+    rewards: list[relaxed.SoftReward],
+    scales: Float[Tensor, "settings T"],
+    rollouts: int,
+    **how,
+) -> Float[Tensor, "settings rollouts n"]:
+    """lambda_1 of ``rollouts`` relaxed rollouts in each setting, which has a reward and scales of its own."""
+
+    def reward(soft: Tensor) -> Tensor:
+        return torch.cat([f(mine) for f, mine in zip(rewards, soft.split(rollouts), strict=True)])
+
+    batch = state.expand(len(scales) * rollouts, -1)
+    factors = scales.repeat_interleave(rollouts, 0).T[:, :, None]
+    found = relaxed.relaxed_costates(model, batch, reward, horizon=scales.shape[1], scale=factors, **how)
+    return found[0].unflatten(0, (len(scales), rollouts))
+
+
+def _combined(
+    model: Recurrence,
+    state: Float[Tensor, "1 n"],
+    returns: Float[Tensor, "settings N"],
+    rewards: list[relaxed.SoftReward],
+    scales: Float[Tensor, "settings T"],
+) -> Float[Tensor, "settings N n"]:
+    """The control-variate estimate of every completion in each setting."""
+    (settings, horizon), N = scales.shape, returns.shape[1]
+    every = enumeration.all_completions(len(model.embeddings), horizon)
+    prediction = torch.stack(
+        [
+            relaxed.linear_prediction(model, state, reward, horizon=horizon, scale=scale)
+            for reward, scale in zip(rewards, scales, strict=True)
+        ]
     )
+    found = relaxed.combined_estimates(
+        model,
+        state[0],
+        every.repeat(settings, 1),
+        returns.flatten(),
+        prediction.repeat_interleave(N, 0),
+        scale=scales.repeat_interleave(N, 0).T[:, :, None],
+    )
+    return found.unflatten(0, (settings, N))
 
 
 def crossing(better: Callable[[int], bool], *, limit: int = 2**20) -> float:

@@ -99,15 +99,12 @@ def absolute_relative(table: pd.DataFrame, curves: pd.DataFrame, *, last: float)
 
 
 def along_ladder(table: pd.DataFrame) -> "Figure":
-    """Absolute and relative error against the entropy of the tokens in between: a colour a rung (``stage``), a marker
-    for each number ``k`` of tokens in between."""
+    """Absolute and relative error, at the prompt's embeddings, against the entropy of the tokens in between: a colour
+    a rung (``stage``), a marker for each number ``k`` of tokens in between."""
     figure, axes = panels(1, 2, width=9.4, height=3.5)
     columns = {
-        "error": ("error of the cut costate", "$\\|\\lambda^{\\rm cut}_1-\\lambda_1\\|$"),
-        "relative": (
-            "the same, relative to the costate",
-            "$\\|\\lambda^{\\rm cut}_1-\\lambda_1\\|$ / $\\|\\lambda_1\\|$",
-        ),
+        "at embeddings": ("error of the cut costate", "norm at the prompt's embeddings"),
+        "relative": ("the same, relative to the costate", "ratio, at the prompt's embeddings"),
     }
     for ax, (column, (title, label)) in zip(axes, columns.items(), strict=True):
         for stage, part in table.groupby("stage", sort=False):
