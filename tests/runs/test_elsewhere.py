@@ -25,12 +25,17 @@ def calls(home, monkeypatch):
             stderr.write("replicate: error: no such thing\n")
             return SimpleNamespace(returncode=2)
         folder = Path(chosen["RUN_DIR"])
-        (folder / "verdicts").mkdir()
-        (folder / "verdicts" / "06_gap.json").write_text("{}")
-        provenance = {"hardware": {}, "versions": {}, "commit": "c", "parameters": {}}
+        (folder / "verdicts").mkdir(exist_ok=True)
+        for name in (item.removeprefix("--only=") for item in command if item.startswith("--only=")):
+            (folder / "verdicts" / f"{name}.json").write_text("{}")
+        parameters = {"SEED": int(chosen["SEED"]), "RUN_DIR": str(folder)}
+        provenance = {"jobs": {}, "notebooks": {}, "mixed": [], "parameters": parameters}
         (folder / "provenance.json").write_text(json.dumps(provenance))
         return SimpleNamespace(returncode=0)
 
+    (home / "notebooks").mkdir()
+    for name in ("00_map", "06_gap", "07_attention"):
+        (home / "notebooks" / f"{name}.ipynb").touch()
     monkeypatch.setattr(subprocess, "run", run)
     return seen
 
@@ -51,8 +56,9 @@ def test_every_seed_under_every_setting_in_a_process_of_its_own(home, calls, mon
     for command, env, chosen in calls:
         assert not set(env) & set(kernels.PINS)
         assert chosen["RL_SEEDS"] == "[0, 1]"
-        assert "--only=06" in command
-    assert json.loads((home / "results" / "native-seed1" / "run.json").read_text())["seed"] == 1
+        assert [item for item in command if item.startswith("--only")] == ["--only=06_gap"]
+    note = json.loads((home / "results" / "native-seed1" / "run.json").read_text())
+    assert note["parameters"] == {"SEED": 1}  # no folder of this machine
     assert (home / "results" / "native-seed1" / "verdicts" / "06_gap.json").is_file()
 
 
@@ -64,13 +70,11 @@ def test_what_is_finished_is_not_done_again_and_what_failed_is(home, calls):
     assert [chosen["SEED"] for *_, chosen in calls[before:]] == ["7", "7"]
 
 
-def test_verdicts_of_notebooks_that_an_earlier_run_executed_do_not_stay(home, calls):
+def test_only_the_notebooks_that_are_missing_are_executed(home, calls):
+    run(home, seeds=[0], settings=["native"], only=["06"])
     run(home, seeds=[0], settings=["native"])
-    stale = home / "runs" / "elsewhere" / "native-seed0" / "verdicts" / "99_old.json"
-    stale.write_text("{}")
-    (home / "results" / "native-seed0" / "run.json").unlink()
-    run(home, seeds=[0], settings=["native"])
-    assert not (home / "results" / "native-seed0" / "verdicts" / "99_old.json").exists()
+    executed = [[item for item in command if item.startswith("--only")] for command, *_ in calls]
+    assert executed == [["--only=06_gap"], ["--only=07_attention"]]
 
 
 def test_an_unknown_setting_is_named(home):

@@ -1,12 +1,12 @@
 """The main job on other ladders and under other kernels, to see which verdicts hang on neither.
 
 Each run is a process of its own, since kernels are chosen once in a process. What is kept of a run is its verdict
-tables and a note of where it was made; a run whose tables are there is not done again.
+tables and a note of where it was made. A notebook whose table is there is not executed again; remove the run's folder
+to start it anew.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,41 +55,48 @@ def elsewhere(
             f"settings: expected some of {', '.join(kernels.SETTINGS)}, got {', '.join(sorted(unknown))}"
         )
     wanted = [Run(setting, seed) for setting, seed in product(settings, seeds)]
-    todo = [run for run in wanted if not (results / run.name / "run.json").is_file()]
+    stems = [path.stem for path in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb"))]
+    # Notebook 00 shows the verdicts of a published run and has none of its own.
+    stems = [stem for stem in stems if stem.startswith(tuple(only) or "") and not stem.startswith("00")]
+    missing = {
+        run: [stem for stem in stems if not (results / run.name / f"verdicts/{stem}.json").is_file()]
+        for run in wanted
+    }
+    todo = [run for run in wanted if missing[run]]
     status: dict[str, str | None] = {run.name: None for run in wanted}
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(wanted), initial=len(wanted) - len(todo), desc="elsewhere", unit="run") as bar,
     ):
-        for run, error in pool.map(lambda run: (run, _one(run, file, only, overrides, results)), todo):
+        for run, error in pool.map(
+            lambda run: (run, _one(run, file, missing[run], overrides, results)), todo
+        ):
             status[run.name] = error
             bar.update()
     return status
 
 
-def _one(run: Run, file: Path, only, overrides, results: Path) -> str | None:
+def _one(run: Run, file: Path, notebooks: Sequence[str], overrides, results: Path) -> str | None:
     folder = paths.resolve(Path("runs") / "elsewhere" / run.name)
     chosen = {"SEED": run.seed, "RUN_DIR": folder}
     command = [sys.executable, "-m", "replicate", "run", "-f", str(file)]
+    command += [f"--set={item}" for item in overrides]
     command += [f"--set={key}={value}" for key, value in chosen.items()]
-    command += [f"--set={item}" for item in overrides] + [f"--only={name}" for name in only]
+    command += [f"--only={name}" for name in notebooks]
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "verdicts", ignore_errors=True)  # of notebooks that an earlier run executed
     with open(folder / "log.txt", "w") as log:
         done = subprocess.run(command, env=_environment(run.setting), stdout=log, stderr=log)
     if done.returncode != 0:
         return f"status {done.returncode}: {_last_line(folder / 'log.txt')}"
-    kept = results / run.name
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(folder / "verdicts", kept / "verdicts")
+    for name in notebooks:
+        write_text(
+            results / run.name / f"verdicts/{name}.json", (folder / f"verdicts/{name}.json").read_text()
+        )
     provenance = json.loads((folder / "provenance.json").read_text())
     note = {"run": run.name, "seed": run.seed, "setting": run.setting}
-    note |= {
-        "hardware": provenance["hardware"],
-        "versions": provenance["versions"],
-        "commit": provenance["commit"],
-    }
-    write_text(kept / "run.json", json.dumps(note, indent=1) + "\n")
+    note |= {key: provenance[key] for key in ("jobs", "notebooks", "parameters", "mixed")}
+    note["parameters"] = {key: value for key, value in note["parameters"].items() if not key.endswith("DIR")}
+    write_text(results / run.name / "run.json", json.dumps(note, indent=1) + "\n")
     return None
 
 
