@@ -16,7 +16,7 @@ export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: reproduce test test-fast test-elsewhere test-ladders-elsewhere elsewhere lab lint notebooks bench setup
+.PHONY: reproduce test test-fast test-elsewhere test-ladders-elsewhere test-seeds elsewhere lab lint notebooks bench setup
 
 setup: $(READY)
 
@@ -54,6 +54,10 @@ test-elsewhere: $(READY)-peers
 test-ladders-elsewhere: export REPLICATE_KERNELS = stand-in
 test-ladders-elsewhere: $(READY)-peers
 	$(NBVAL) $(ON_LADDERS)
+
+# Do the verdicts hang on the seed? Every notebook at another one, in the small regime, against SEED 0.
+test-seeds: $(READY)
+	$(BIN)/replicate elsewhere -f params/smoke.yaml --settings pinned --seeds 0 --seeds 1 --results build/seeds --workers 2
 
 # The main job on five ladders under three settings of the kernels; verdict tables in results/elsewhere. Hours.
 elsewhere: $(READY)

@@ -39,4 +39,9 @@ def test_what_dies_is_one_failed_notebook_with_its_name(notebooks, home, capfd):
     assert status["04_error"] == "KeyError: 'SEED'"
     assert status["05_broken"]
     assert all("\n" not in problem for problem in status.values() if problem)
-    assert (home / "run" / "notebooks" / "01_fine.ipynb").is_file()
+    executed = home / "run" / "notebooks"
+    (executed / "03_worker.ipynb").write_text("")
+    (executed / "05_broken.ipynb").write_text("{")
+    seconds = papermill.seconds(executed)
+    assert {"00_last", "01_fine"} <= set(seconds) <= {"00_last", "01_fine", "02_kernel", "04_error"}
+    assert all(0 < duration < 120 for duration in seconds.values())

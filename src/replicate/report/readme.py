@@ -25,14 +25,19 @@ def claims_block(folder: Path, elsewhere_folder: Path) -> str:
 def run_block(folder: Path) -> str:
     """One sentence on where the numbers come from."""
     data = json.loads((folder / "provenance.json").read_text())
-    # Results that were published before records knew their origin say it in other places.
-    machine = data["notebooks"] if "notebooks" in data else {**data["hardware"], "versions": data["versions"]}
-    versions = machine["versions"]
-    seconds = sum(data["wall_seconds"].values())
+    machine, stages, notebooks = data["notebooks"], data["wall_seconds"], data["notebook_seconds"]
+    versions, slowest = machine["versions"], max(notebooks, key=notebooks.get)
+    seconds, mixed = (
+        sum(stages.values()),
+        f" Mixed origins: {', '.join(data['mixed'])}." if data["mixed"] else "",
+    )
     return (
         f"Ladder: {data['ladder']}, {len(data['checkpoints'])} checkpoints; RL seeds {data['seeds']['rl']}, budgets "
-        f"{data['parameters']['BUDGETS']}. Run in {seconds / 60:.0f} minutes on {machine['cores']} cores "
-        f"({machine['processor']}), torch {versions['torch']}, transformers {versions['transformers']}."
+        f"{data['parameters']['BUDGETS']}. Run in {seconds / 60:.1f} minutes on {machine['cores']} cores "
+        f"({machine['processor']}, kernels {machine['kernels']}): "
+        f"ladder {stages['ladder']:.0f} s, jobs {stages['jobs']:.0f} s, notebooks {stages['notebooks']:.0f} s; "
+        f"the slowest notebook, {slowest}, took {notebooks[slowest]:.0f} s. "
+        f"torch {versions['torch']}, transformers {versions['transformers']}.{mixed}"
     )
 
 

@@ -57,7 +57,9 @@ def main_job(
     provenance.write(folder, describe(params, ladder, clock))
     with clock.stage("notebooks"):
         executed = papermill.execute(params, only=only, workers=workers)
-    described = describe(params, ladder, clock)
+    described = describe(params, ladder, clock) | {
+        "notebook_seconds": papermill.seconds(folder / "notebooks")
+    }
     provenance.write(folder, described)
     return MainOutcome(folder, outcome, executed, described["mixed"], without)
 

@@ -1,5 +1,6 @@
 """Executing the notebooks with Papermill, several at a time."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,19 @@ def execute(
                 status[wave[index].stem] = death or problem
                 bar.update()
     return dict(sorted(status.items()))
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """How long each executed notebook in ``folder`` took, as Papermill noted in it; those that were killed left out."""
+    found = {path.stem: _duration(path) for path in sorted(folder.glob("*.ipynb"))}
+    return {name: round(duration, 1) for name, duration in found.items() if duration is not None}
+
+
+def _duration(path: Path) -> float | None:
+    try:  # Papermill writes in place: a kill at that moment leaves half a file
+        return json.loads(path.read_text())["metadata"]["papermill"]["duration"]
+    except (ValueError, KeyError):
+        return None
 
 
 def values(notebook: str, params: ScaleParameters) -> dict[str, Any]:
