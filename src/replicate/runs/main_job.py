@@ -9,7 +9,7 @@ from typing import Any
 
 from replicate.files import require_writable
 from replicate.ladder.checkpoints import Ladder
-from replicate.runs import jobs, papermill, provenance, tables
+from replicate.runs import fingerprint, jobs, papermill, provenance, tables
 from replicate.runs.params import ScaleParameters
 from replicate.runs.sweep import Outcome, records, run_folder, sweep
 
@@ -57,9 +57,9 @@ def main_job(
     provenance.write(folder, describe(params, ladder, clock))
     with clock.stage("notebooks"):
         executed = papermill.execute(params, only=only, workers=workers)
-    described = describe(params, ladder, clock) | {
-        "notebook_seconds": papermill.seconds(folder / "notebooks")
-    }
+    described = describe(params, ladder, clock)
+    described["notebook_seconds"] = papermill.seconds(folder / "notebooks")
+    described["fingerprint"] = fingerprint.summary(fingerprint.operations())
     provenance.write(folder, described)
     return MainOutcome(folder, outcome, executed, described["mixed"], without)
 
