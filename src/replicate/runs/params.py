@@ -1,9 +1,9 @@
 """The parameters of the notebooks and of the runs: one declaration, checked before any work.
 
 The keys of the YAML files in ``params/`` are the fields of :class:`ScaleParameters`; one flat file serves every
-notebook and every command. Notebooks 09, 11 and 12 use all of them, the others a few; each checks all that it is given and
-takes what is its own. Types are strict: YAML reads ``1e-5`` as a *string*, which is refused here instead of failing an
-hour later. What only the machine can tell (is the folder there, the device?) is asked by :mod:`.preflight`.
+notebook and every command. Notebooks 09, 11 and 12 use all of them, the others a few; each checks all that it is given
+and takes what is its own. Types are strict: YAML reads ``1e-5`` as a *string*, which is refused here instead of failing
+an hour later. What only the machine can tell (is the folder there, the device?) is asked by :mod:`.preflight`.
 """
 
 import os
