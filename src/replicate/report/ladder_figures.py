@@ -136,7 +136,7 @@ def prediction(frame: pd.DataFrame) -> "Figure":
         )
         left.axhline(0, color=BLACK, lw=0.8)
         left.set(xlabel=label, ylabel="RL gain", title=title)
-        left.legend(loc="upper left")
+        left.legend(loc="upper right")
         points = right.scatter(predicted, frame.gain, c=frame.J0, cmap="viridis", vmin=0, vmax=1, s=20)
         _diagonal(right, predicted, frame.gain)
         right.set(xlabel="predicted gain", ylabel="measured gain")
