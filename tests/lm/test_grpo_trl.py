@@ -265,7 +265,7 @@ def test_kl_correction_hides_in_the_loss(play):
     """On policy the corrected KL has the same value but another gradient: the losses do not tell."""
     played = play(OBJECTIVE_1 | {"use_bias_correction_kl": True}, off_policy=0.0)
     loss, gradient = played.errors()
-    assert loss < LOSS
+    assert loss < 10 * LOSS  # next to nothing, though with other kernels a little more than round-off
     assert gradient > DIFFERENT
 
 

@@ -90,6 +90,22 @@ def test_a_control_that_fails_fails_the_notebook():
         verdicts.require_controls()
 
 
+def test_a_tolerance_beside_a_round_bound_is_not_rounded_away():
+    """Else a row reads as 1 < 1."""
+    verdicts = table()
+    verdicts.check("a", kind="ours", value=1.0, below=1 + 1e-9, **AT)
+    verdicts.check("b", kind="ours", value=1.0, above=1 - 1e-9, below=3.890591886, **AT)
+    assert [row.criterion for row in verdicts] == ["< 1 + 1e-09", "> 1 - 1e-09 and < 3.891"]
+
+
+def test_the_criterion_of_a_row_that_speaks_against_its_claim_says_so():
+    verdicts = table()
+    verdicts.refutes("a", value=2.0, above=1.0, **AT)
+    verdicts.empties("b", value=2.0, above=1.0, **AT)
+    verdicts.untestable("c", kind="paper", where="(7)", because="no data")
+    assert [row[5] for row in cells(verdicts)] == ["refuted if > 1", "says nothing if > 1", "-"]
+
+
 def test_values_are_shown_where_nbval_passes_over_them():
     verdicts = table()
     verdicts.check("a", kind="ours", value=0.123456, below=1.0, **AT)

@@ -16,6 +16,9 @@ def start(params, workers):
     child = os.fork()
     if child == 0:
         try:
+            signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # ignored where the tests run in the background
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)

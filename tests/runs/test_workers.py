@@ -103,7 +103,11 @@ def test_no_process_outlives_its_parent(work, tmp_path, name):
     log = tmp_path / "pids"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     parent = subprocess.Popen(
-        [sys.executable, str(tmp_path / "parent.py"), str(log)], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, str(tmp_path / "parent.py"), str(log)],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: len(alive(log)) == 2)
     parent.send_signal(getattr(signal, name))

@@ -55,6 +55,9 @@ _MET: dict[Polarity, tuple[str, str]] = {
 }
 
 
+_ASKED: dict[Polarity, str] = {"supports": "", "refutes": "refuted if ", "empties": "says nothing if "}
+
+
 class ControlFailed(AssertionError):
     """A check accepted what it must reject: the rows beside it prove nothing."""
 
@@ -213,7 +216,7 @@ class Verdicts:
             math.isfinite(value) and (below is None or value < below) and (above is None or value > above)
         )
         criterion = " and ".join(
-            f"{sign} {bound:g}" for sign, bound in ((">", above), ("<", below)) if bound is not None
+            f"{sign} {_bound(bound)}" for sign, bound in ((">", above), ("<", below)) if bound is not None
         )
         row = Verdict(
             claim=claim,
@@ -313,7 +316,7 @@ def claims_map(
 def _map_row(table: Verdicts, r: Verdict, notebooks: str, extra: tuple[str, ...]) -> str:
     verdict = f"**{r.verdict}**"
     link = _link(table, r, notebooks)
-    return _cells(r.where, r.claim, verdict, _asked(r), r.criterion, *extra, r.source, link)
+    return _cells(r.where, r.claim, verdict, _asked(r), _criterion(r), *extra, r.source, link)
 
 
 def counts(tables: list[Verdicts], *, kinds: Collection[Kind] = ("paper", "background", "ours")) -> str:
@@ -350,7 +353,19 @@ def _claims(table: Verdicts, kinds: Collection[Kind]) -> Iterator[Verdict]:
 def _row(r: Verdict) -> str:
     met = "-" if r.value is None and r.passed else _MET[r.polarity][0 if r.passed else 1]
     verdict = r.verdict if r.kind == "control" else f"**{r.verdict}**"
-    return _cells(WHOSE[r.kind], r.claim, r.where, r.quantity, _number(r), r.criterion, met, verdict)
+    return _cells(WHOSE[r.kind], r.claim, r.where, r.quantity, _number(r), _criterion(r), met, verdict)
+
+
+def _criterion(r: Verdict) -> str:
+    """What was asked of the number; of a row that speaks against its claim, when it does so."""
+    return r.criterion if r.criterion == "-" else _ASKED[r.polarity] + r.criterion
+
+
+def _bound(bound: float) -> str:
+    """A bound in few digits; a tolerance beside a round number is said, not rounded away."""
+    text = f"{bound:.4g}"
+    excess = bound - float(text)
+    return f"{text} {'+' if excess > 0 else '-'} {abs(excess):.0e}" if 1e-15 < abs(excess) < 1e-6 else text
 
 
 def _asked(r: Verdict) -> str:

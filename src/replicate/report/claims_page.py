@@ -22,9 +22,15 @@ stand in the notebooks only.
 | not reproduced | the criterion was missed, or a measurement refutes the claim |
 | not testable here | these parameters, or the records at hand, cannot test it |
 
+A statement that was tested in several readings or settings has several rows.
+
 The column *elsewhere* gives the smallest and the largest value of the same number over other runs, and how many: the
 main job at other seeds, which train other ladders, and under other kernels, which give other weights at one seed as
 another machine would. {elsewhere}"""
+
+_AUDITS_INTRODUCTION = """\
+What a claim means that cites A1 to A10 (where the paper needs a repair or a limit) or B1 to B15 (what building and
+rereading the suite changed in our reading). One that no claim cites is a note on work to come, and no result."""
 
 _KINDS = {
     "paper": "The paper's statements",
@@ -42,7 +48,7 @@ def render(results: Path, elsewhere_folder: Path) -> str:
     parts = [_INTRODUCTION.format(elsewhere=agreement(tables, runs)), claims.whose(tables)]
     for kind, title in _KINDS.items():
         parts += [f"## {title}", claims.claims_map(tables, kinds=(kind,), notebooks="notebooks", seen=seen)]
-    parts += ["## The audits that claims cite", AUDITS.read_text().strip()]
+    parts += ["## Audits", _AUDITS_INTRODUCTION, AUDITS.read_text().strip()]
     return "\n\n".join(parts) + "\n"
 
 
