@@ -136,7 +136,9 @@ def prediction(frame: pd.DataFrame) -> "Figure":
         )
         left.axhline(0, color=BLACK, lw=0.8)
         left.set(xlabel=label, ylabel="RL gain", title=title)
-        left.legend(loc="upper right")
+        left.legend(loc="upper right", bbox_to_anchor=(1.0, 1.0))
+        if np.ptp(predicted) < 1e-9:
+            right.annotate("$b = 0$", (predicted[0], frame.gain.max()), (6, -2), textcoords="offset points")
         points = right.scatter(predicted, frame.gain, c=frame.J0, cmap="viridis", vmin=0, vmax=1, s=20)
         _diagonal(right, predicted, frame.gain)
         right.set(xlabel="predicted gain", ylabel="measured gain")
@@ -231,6 +233,7 @@ def multiverse(table: pd.DataFrame) -> "Figure":
         ax.tick_params(axis="x", rotation=35)
         ax.tick_params(axis="y", rotation=0)
         ax.grid(visible=False)
+    figure.suptitle("rank correlation of each reading's score (signal x headroom) with the RL gain")
     return figure
 
 

@@ -16,7 +16,8 @@ def claims_block(folder: Path, elsewhere_folder: Path) -> str:
     paper = claims.claims_map(tables, only=words, kinds=("paper",), notebooks="notebooks")
     agreement = claims_page.agreement(tables, elsewhere.load(elsewhere_folder))
     return (
-        f"{claims.whose(tables)}\n\nA statement that was tested in several readings has several rows. The statements of the paper that do not simply hold:\n\n{paper}\n\n"
+        f"{claims.whose(tables)}\n\nA statement that was tested in several readings has several rows. The statements "
+        f"of the paper that do not simply hold:\n\n{paper}\n\n"
         f"Every claim, with its number and the range of that number on other ladders and under other kernels: "
         f"[CLAIMS.md](CLAIMS.md). {agreement}"
     )

@@ -129,7 +129,7 @@ def multiverse(tables: Tables, layers: list[int]) -> pd.DataFrame:
     for policy, conditional, layer in itertools.product(get_args(PolicyName), (False, True), layers):
         if policy == "shift" and conditional:
             continue
-        kind = f"{policy}, {'mean' if conditional else 'sample'}\nlayer {'final' if layer == -1 else layer}"
+        kind = f"{policy}, {'average' if conditional else 'one'} costate\nlayer {'final' if layer == -1 else layer}"
         for name, room in itertools.product(get_args(Signal), get_args(Headroom)):
             frame = per_checkpoint(
                 tables, policy=policy, layer=layer, kind=name, headroom=room, conditional=conditional
