@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from replicate.report import claims
@@ -28,6 +29,14 @@ def test_bounds_decide():
     verdicts.check("e", kind="ours", value=1.0, below=1.0, **AT)  # bounds are open
     assert [row.verdict for row in verdicts] == ["reproduced"] + 4 * ["not reproduced"]
     assert [row.claim for row in verdicts.failed] == ["b", "c", "d", "e"]
+
+
+def test_numbers_of_any_kind_are_judged_and_saved(tmp_path):
+    """A bound taken from data is numpy's, and so is a comparison with it, which JSON does not know."""
+    verdicts = table()
+    verdicts.check("a", kind="ours", value=np.float64(0.5), below=np.float64(0.75), **AT)
+    verdicts.save(tmp_path)
+    assert claims.load(tmp_path)[0].rows[0].passed is True
 
 
 def test_a_check_gives_nothing_back():

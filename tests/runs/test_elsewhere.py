@@ -21,10 +21,12 @@ def calls(home, monkeypatch):
             item.removeprefix("--set=").split("=", 1) for item in command if item.startswith("--set=")
         )
         seen.append((command, env, chosen))
+        folder = Path(chosen["RUN_DIR"])
         if chosen["SEED"] == "7":
             stderr.write("replicate: error: no such thing\n")
+            (folder / "verdicts").mkdir(exist_ok=True)
+            (folder / "verdicts" / "06_gap.json").write_text("{}")
             return SimpleNamespace(returncode=2)
-        folder = Path(chosen["RUN_DIR"])
         (folder / "verdicts").mkdir(exist_ok=True)
         for name in (item.removeprefix("--only=") for item in command if item.startswith("--only=")):
             (folder / "verdicts" / f"{name}.json").write_text("{}")
@@ -64,10 +66,12 @@ def test_every_seed_under_every_setting_in_a_process_of_its_own(home, calls, mon
 
 def test_what_is_finished_is_not_done_again_and_what_failed_is(home, calls):
     assert run(home, seeds=[0, 7])["native-seed7"] == "status 2: replicate: error: no such thing"
-    assert not (home / "results" / "native-seed7").exists()
+    kept = [path.name for path in (home / "results" / "native-seed7" / "verdicts").iterdir()]
+    assert kept == ["06_gap.json"]  # what was finished when the run failed
     before = len(calls)
     run(home, seeds=[0, 7])
-    assert [chosen["SEED"] for *_, chosen in calls[before:]] == ["7", "7"]
+    again = [[item for item in command if item.startswith("--only")] for command, *_ in calls[before:]]
+    assert again == [["--only=07_attention"]] * 2
 
 
 def test_only_the_notebooks_that_are_missing_are_executed(home, calls):

@@ -211,7 +211,8 @@ class Verdicts:
         for word in words:
             if word not in VOCABULARY and kind != "control":
                 raise ValueError(f"verdict: expected one of {VOCABULARY}, got {word!r}")
-        value = float(value)
+        # Plain Python numbers: a table is saved as JSON, and tensors or numpy's numbers are welcome.
+        value, below, above = (None if number is None else float(number) for number in (value, below, above))
         passed = (
             math.isfinite(value) and (below is None or value < below) and (above is None or value > above)
         )

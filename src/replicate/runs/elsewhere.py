@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -84,20 +85,24 @@ def _one(run: Run, file: Path, notebooks: Sequence[str], overrides, results: Pat
     command += [f"--set={key}={value}" for key, value in chosen.items()]
     command += [f"--only={name}" for name in notebooks]
     folder.mkdir(parents=True, exist_ok=True)
+    for name in notebooks:  # a table that an earlier run left must not pass for this one's
+        (folder / f"verdicts/{name}.json").unlink(missing_ok=True)
     with open(folder / "log.txt", "w") as log:
         done = subprocess.run(command, env=_environment(run.setting), stdout=log, stderr=log)
-    if done.returncode != 0:
-        return f"status {done.returncode}: {_last_line(folder / 'log.txt')}"
     for name in notebooks:
-        write_text(
-            results / run.name / f"verdicts/{name}.json", (folder / f"verdicts/{name}.json").read_text()
-        )
+        if (table := folder / f"verdicts/{name}.json").is_file():
+            write_text(results / run.name / f"verdicts/{name}.json", table.read_text())
+    if (folder / "provenance.json").is_file():
+        write_text(results / run.name / "run.json", json.dumps(_note(run, folder), indent=1) + "\n")
+    return f"status {done.returncode}: {_last_line(folder / 'log.txt')}" if done.returncode else None
+
+
+def _note(run: Run, folder: Path) -> dict[str, Any]:
+    """Where a run was made, without the folders of this machine."""
     provenance = json.loads((folder / "provenance.json").read_text())
-    note = {"run": run.name, "seed": run.seed, "setting": run.setting}
-    note |= {key: provenance[key] for key in ("jobs", "notebooks", "parameters", "mixed")}
-    note["parameters"] = {key: value for key, value in note["parameters"].items() if not key.endswith("DIR")}
-    write_text(results / run.name / "run.json", json.dumps(note, indent=1) + "\n")
-    return None
+    parameters = {key: value for key, value in provenance["parameters"].items() if not key.endswith("DIR")}
+    made = {key: provenance[key] for key in ("jobs", "notebooks", "mixed")}
+    return {"run": run.name, "seed": run.seed, "setting": run.setting, "parameters": parameters, **made}
 
 
 def _environment(setting: str) -> dict[str, str]:
