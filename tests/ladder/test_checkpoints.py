@@ -87,7 +87,7 @@ def test_the_folder_says_what_made_it(ladder, spec):
     said = json.loads((ladder.checkpoints[0].where.parent / "parameters.json").read_text())
     assert said["spec"] == dataclasses.asdict(spec)
     assert said["code"] == identity.digest("replicate.ladder.pretrain")
-    assert said["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(said["versions"]["torch"])
     assert said["kernels"] == kernels.name()
 
 

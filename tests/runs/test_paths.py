@@ -70,6 +70,7 @@ def test_a_run_executes_the_suites_notebooks_wherever_it_is_started(tmp_path, mo
 
 
 def test_kernels_see_the_folders_that_the_command_sees(tmp_path, monkeypatch):
+    pytest.importorskip("ipykernel")
     monkeypatch.delenv("REPLICATE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()

@@ -134,6 +134,7 @@ def test_several_faults_are_named_together(home):
 
 
 def test_notebooks_and_engines_that_are_not_there(home, monkeypatch):
+    pytest.importorskip("papermill")
     preflight.require_notebooks()
     preflight.require_notebooks(["00", "11_rl"])
     with pytest.raises(ValueError, match="--only '99': no such notebook; there are 00_start_here"):

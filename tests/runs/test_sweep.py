@@ -204,7 +204,7 @@ def test_a_record_says_who_made_it(params):
     run(params)
     for record in sweep.records(params, "rl", jobs.ladder(params)):
         origin = record["origin"]
-        assert origin["versions"]["torch"] == torch.__version__
+        assert torch.__version__.startswith(origin["versions"]["torch"])
         assert origin["kernels"] == kernels.name()
         assert origin["threads"] == 1
         assert origin["wall_seconds"] > 0
