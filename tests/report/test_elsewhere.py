@@ -30,7 +30,7 @@ def test_ranges_are_over_runs_and_published_numbers_are_not_among_them(folder):
     assert (seen.runs, seen.low, seen.high, seen.verdicts) == (2, 0.25, 0.75, {"reproduced"})
     page = claims_page.render(folder / "cpu", folder / "elsewhere")
     assert "`0.25` to `0.75` (2)" in page
-    assert "In all 2 runs recorded every verdict is the published one." in page
+    assert "In all 2 runs recorded (notebooks 06) every verdict is the published one." in page
 
 
 @pytest.mark.parametrize("options", [{"value": 3.0}, {"value": 0.5, "control": 0.5}])

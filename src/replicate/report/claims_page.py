@@ -56,7 +56,11 @@ def agreement(tables: list[claims.Verdicts], runs: dict[str, list[claims.Verdict
     """One sentence: in how many runs elsewhere the published verdicts came out the same, or which did not."""
     if not runs:
         return "No such run is recorded."
-    differ = elsewhere.disagreements(tables, runs)
+    differ, covered = (
+        elsewhere.disagreements(tables, runs),
+        {t.notebook[:2] for found in runs.values() for t in found},
+    )
+    which = f"{len(runs)} runs recorded (notebooks {', '.join(sorted(covered))})"
     if not differ:
-        return f"In all {len(runs)} runs recorded every verdict is the published one."
-    return f"Over {len(runs)} runs recorded {len(differ)} verdicts differ: " + "; ".join(differ) + "."
+        return f"In all {which} every verdict is the published one."
+    return f"Over {which} {len(differ)} verdicts differ: " + "; ".join(differ) + "."
