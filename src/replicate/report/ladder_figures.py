@@ -136,7 +136,7 @@ def prediction(frame: pd.DataFrame) -> "Figure":
         )
         left.axhline(0, color=BLACK, lw=0.8)
         left.set(xlabel=label, ylabel="RL gain", title=title)
-        left.legend(loc="upper right", bbox_to_anchor=(1.0, 1.0))
+        left.legend(loc="lower right")
         if np.ptp(predicted) < 1e-9:
             right.annotate("$b = 0$", (predicted[0], frame.gain.max()), (6, -2), textcoords="offset points")
         points = right.scatter(predicted, frame.gain, c=frame.J0, cmap="viridis", vmin=0, vmax=1, s=20)
