@@ -54,7 +54,7 @@ _MET: dict[Polarity, tuple[str, str]] = {
     "empties": ("says nothing", "binds"),
 }
 
-
+# And what stands before the criterion.
 _ASKED: dict[Polarity, str] = {"supports": "", "refutes": "refuted if ", "empties": "says nothing if "}
 
 

@@ -56,10 +56,8 @@ def agreement(tables: list[claims.Verdicts], runs: dict[str, list[claims.Verdict
     """One sentence: in how many runs elsewhere the published verdicts came out the same, or which did not."""
     if not runs:
         return "No such run is recorded."
-    differ, covered = (
-        elsewhere.disagreements(tables, runs),
-        {t.notebook[:2] for found in runs.values() for t in found},
-    )
+    differ = elsewhere.disagreements(tables, runs)
+    covered = {table.notebook[:2] for found in runs.values() for table in found}
     which = f"{len(runs)} runs recorded (notebooks {', '.join(sorted(covered))})"
     if not differ:
         return f"In all {which} every verdict is the published one."

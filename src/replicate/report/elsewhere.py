@@ -4,7 +4,6 @@
 under three settings of the kernels (which give other weights at one seed, as another machine would).
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +64,3 @@ def disagreements(published: list[Verdicts], runs: Mapping[str, list[Verdicts]])
 
 def _same(tables: list[Verdicts], notebook: str, claim: str) -> list[claims.Verdict]:
     return [row for table in tables if table.notebook == notebook for row in table if row.claim == claim]
-
-
-def machines(folder: Path) -> list[dict[str, str]]:
-    """Where each run was made: its name, kernels and processor, from the note that it left."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/run.json"))]

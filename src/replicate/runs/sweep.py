@@ -123,7 +123,7 @@ def _missing(params, ladder, store, experiments) -> tuple[list[Unit], Outcome]:
                 for seed in jobs.seeds(params, experiment)
             }
             keys = {seed: key_of(found) for seed, found in inputs.items()}
-            done = {seed for seed, key in keys.items() if _is_done(store, experiment, key, outcome.damaged)}
+            done = {seed for seed, key in keys.items() if _sound(store, experiment, key, outcome.damaged)}
             missing = {seed: key for seed, key in keys.items() if seed not in done}
             outcome.found += len(done)
             if missing:
@@ -133,13 +133,13 @@ def _missing(params, ladder, store, experiments) -> tuple[list[Unit], Outcome]:
     return units, outcome
 
 
-def _is_done(store: Store, experiment: Experiment, key: str, damaged: list[str]) -> bool:
-    """Whether there is a sound record; one that is not sound gets a line in ``damaged``."""
+def _sound(store: Store, experiment: Experiment, key: str, damaged: list[str]) -> dict[str, Any] | None:
+    """The record if there is a sound one; one that is not sound gets a line in ``damaged``."""
     try:
-        return store.get(experiment, key) is not None
+        return store.get(experiment, key)
     except Damaged as error:
         damaged.append(_without_home(str(error)))
-        return False
+        return None
 
 
 def _collect(store: Store, units: Sequence[Unit], answers, outcome: Outcome, progress: bool) -> None:
@@ -244,7 +244,7 @@ def records(params: ScaleParameters, experiment: Experiment, ladder: Ladder) -> 
         for checkpoint in ladder
         for seed in jobs.seeds(params, experiment)
     ]
-    found = [store.get(experiment, key) for key in keys if _is_done(store, experiment, key, damaged)]
+    found = [_sound(store, experiment, key, damaged) for key in keys]
     for line in damaged:
         tqdm.write(f"{line}: left out, run the sweep again", file=sys.stderr)
     return [record for record in found if record is not None]
