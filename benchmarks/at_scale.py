@@ -1,6 +1,6 @@
 """Measurement and GRPO at OLMo-2-1B's exact shape with random weights: throughput and peak memory on one GPU.
 
-- *measurement*: a plain forward pass without gradients, ``impact.components`` at the final state, and one pull-back to
+- *measurement*: a plain forward pass without gradients, ``components`` at the final state, and one pull-back to
   the embeddings by the written-out passes and by autograd, in prompts a second and in plain forward passes. Bar: 2.3.
 - *GRPO*: updates per second of our trainer, which runs each prompt once for its whole group, and of the same trainer
   made to run every completion's full sequence twice, without and with gradients, as a trainer that shares nothing does.
@@ -15,11 +15,11 @@ import torch
 from common import UnsharedPasses, alternate, arguments, conditions, ratios, report, seconds, spread
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
-from replicate import impact
-from replicate.lm.policy import SinglePolicy
-from replicate.lm.states import answer_pass, pull_back
-from replicate.lm.task import Prompts
-from replicate.lm.trainer import GRPO, train
+from replicate.impact import components
+from replicate.models.answer import answer_pass, pull_back
+from replicate.rl.policies import SinglePolicy
+from replicate.rl.tasks.label_copying import Prompts
+from replicate.rl.trainer import GRPO, train
 
 # hidden, intermediate, layers, heads, embedding rows, token ids in use
 SHAPES = {"1b": (2048, 8192, 16, 16, 100352, 100278), "tiny": (64, 256, 3, 4, 288, 269)}
@@ -101,7 +101,7 @@ def measurement(bench: Bench, model, prompts: Prompts, rounds: int) -> dict[str,
 
     works = {
         "forward": forward,
-        "final state": lambda: impact.components(model, prompts.tokens, prompts.labels, **final),
+        "final state": lambda: components(model, prompts.tokens, prompts.labels, **final),
         "by hand": lambda: pull_back(answer_pass(model, prompts.tokens, layer=0, by_hand=True), cotangent),
         "autograd": lambda: pull_back(answer_pass(model, prompts.tokens, layer=0, by_hand=False), cotangent),
     }
@@ -147,7 +147,7 @@ def main() -> None:
     times |= grpo(bench, model, pool, held_out, options)
     table = (
         ("plain forward pass, no gradients", "forward", "forward", ""),
-        ("impact.components at the final state, 16 samples", "final state", "forward", "2.3"),
+        ("measured.components at the final state, 16 samples", "final state", "forward", "2.3"),
         ("forward and one pull-back to the embeddings", "by hand", "forward", "2.3"),
         ("the same by autograd", "autograd", "forward", ""),
         ("GRPO update, each completion run by itself, twice", "unshared", "unshared", ""),

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from replicate.ladder import corpus
 from replicate.ladder.pretrain import tiny_olmo2
-from replicate.lm.policy import SinglePolicy
-from replicate.lm.task import Prompts, label_copying
+from replicate.rl.policies import SinglePolicy
+from replicate.rl.tasks.label_copying import Prompts, label_copying
 
 LAYERS, HIDDEN, HEADS, CONTEXT = 3, 64, 4, 48
 LABELS, FILLER = 8, 16
@@ -89,7 +89,7 @@ class UnsharedPasses(SinglePolicy):
         self.group = group
 
     def logits(self, tokens, *, keep, cache=None):
-        """See :class:`replicate.lm.policy.Policy`; only the trainer's differentiated pass is made anew."""
+        """See :class:`replicate.rl.policies.Policy`; only the trainer's differentiated pass is made anew."""
         if not torch.is_grad_enabled():
             return super().logits(tokens, keep=keep, cache=cache)
         if cache is not None or keep != 1:

@@ -45,9 +45,9 @@ from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from replicate.ladder import corpus
-from replicate.lm.policy import SinglePolicy, StackedPolicy
-from replicate.lm.task import Prompts
-from replicate.lm.trainer import GRPO, train
+from replicate.rl.policies import SinglePolicy, StackedPolicy
+from replicate.rl.tasks.label_copying import Prompts
+from replicate.rl.trainer import GRPO, train
 
 PROMPTS, GROUP, LONG = 16, 8, 8
 SEEDS = 5

@@ -20,10 +20,10 @@ import torch
 from common import alternate, arguments, conditions, ratios, report, seconds, spread
 
 from replicate.lm import attention
-from replicate.lm.modes import full_precision
-from replicate.lm.states import frozen
-from replicate.lm.tiny import tiny_model
-from replicate.lm.wiring import first_of, hidden_states
+from replicate.models.answer import frozen
+from replicate.models.fresh import tiny_model
+from replicate.models.hooks import first_of, hidden_states
+from replicate.models.precision import full_precision
 
 LENGTH = 32
 SHAPES = {

@@ -38,11 +38,11 @@ def changed(tree, path, old, new):
 
 
 def test_one_operator_in_impact_concerns_the_measurements_and_only_them(tree):
-    assert changed(tree, "impact.py", "V - delta\n", "V + delta\n") == {"measure"}
+    assert changed(tree, "impact/measured.py", "V - delta\n", "V + delta\n") == {"measure"}
 
 
 def test_one_number_in_the_trainer_concerns_rl_and_only_it(tree):
-    assert changed(tree, "lm/trainer.py", " * ", " / ") == {"rl"}
+    assert changed(tree, "rl/trainer.py", " * ", " / ") == {"rl"}
 
 
 def test_the_training_of_the_ladder_concerns_the_ladder(tree):
@@ -51,7 +51,7 @@ def test_the_training_of_the_ladder_concerns_the_ladder(tree):
 
 
 def test_what_all_import_concerns_all(tree):
-    assert changed(tree, "lm/task.py", "import torch\n", "import torch\n\nX = 1\n") == {
+    assert changed(tree, "rl/tasks/label_copying.py", "import torch\n", "import torch\n\nX = 1\n") == {
         "measure",
         "rl",
         "ladder",
@@ -64,7 +64,7 @@ def test_what_all_import_concerns_all(tree):
 
 
 def test_words_and_layout_concern_nobody(tree):
-    for path in ("impact.py", "lm/trainer.py", "ladder/corpus.py", "runs/measurement.py"):
+    for path in ("impact/measured.py", "rl/trainer.py", "ladder/corpus.py", "runs/measurement.py"):
         file = tree / path
         before = digests(tree)
         text = file.read_text()

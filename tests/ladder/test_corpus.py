@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from replicate.ladder import corpus
-from replicate.lm.task import LABELS, prompt_text
+from replicate.rl.tasks.label_copying import LABELS, prompt_text
 
 CHAIN = corpus.prose_chain(0)
 

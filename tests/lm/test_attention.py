@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replicate.lm import attention
-from replicate.lm.tiny import tiny_model
+from replicate.models.fresh import tiny_model
 
 EXACT = 1e-10
 ZOO = {
@@ -75,8 +75,8 @@ def test_heads_project_to_the_sublayer_and_the_score_term_has_rank_one():
 def test_jacobian_against_finite_differences():
     model, tokens = fresh()
     whole = attention.model_jacobians(model, tokens)
-    from replicate.lm.modes import full_precision
-    from replicate.lm.wiring import hidden_states
+    from replicate.models.hooks import hidden_states
+    from replicate.models.precision import full_precision
 
     e = model.get_input_embeddings()
     rows, h = [], 1e-5

@@ -7,9 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from replicate.lm import costate, enumeration, recurrence
-from replicate.lm.grpo import group_advantages
-from replicate.lm.modes import full_precision
-from replicate.lm.tiny import tiny_model
+from replicate.models.fresh import tiny_model
+from replicate.models.precision import full_precision
+from replicate.rl.grpo import group_advantages
 
 FAMILIES = ("olmo2", "llama", "gpt2")
 V, T = 5, 3
@@ -383,8 +383,8 @@ def test_monte_carlo_is_unbiased_and_falls_with_the_square_root(nine):
 
 
 def test_sampled_completions_follow_the_enumerated_law():
-    from replicate.lm.policy import SinglePolicy
-    from replicate.lm.rollout import sample
+    from replicate.rl.policies import SinglePolicy
+    from replicate.rl.rollout import sample
 
     model, prompt, _, _ = case("olmo2")
     n, F = 20_000, recurrence.transformer(model)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from replicate.lm import enumeration, recurrence
-from replicate.lm.tiny import tiny_model
+from replicate.models.fresh import tiny_model
 
 EXACT = 1e-10
 V, T = 3, 3

@@ -12,7 +12,7 @@ from scipy import integrate
 from scipy.special import expit
 
 from replicate.lm import enumeration, gap, recurrence, relaxed
-from replicate.lm.tiny import tiny_model
+from replicate.models.fresh import tiny_model
 
 V, T = 5, 3
 EXACT = 1e-10

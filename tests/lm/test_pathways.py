@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from replicate.lm import attention, pathways
-from replicate.lm.tiny import tiny_model
+from replicate.models.fresh import tiny_model
 
 EXACT = 1e-10
 

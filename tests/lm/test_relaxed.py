@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replicate.lm import enumeration, gap, recurrence, relaxed
-from replicate.lm.tiny import tiny_model
+from replicate.models.fresh import tiny_model
 
 V, T = 4, 3
 EXACT = 1e-10

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from replicate.lm import enumeration, gap, grpo, recurrence, relaxed, tradeoff
-from replicate.lm.tiny import tiny_model
+from replicate.lm import enumeration, gap, recurrence, relaxed, tradeoff
+from replicate.models.fresh import tiny_model
+from replicate.rl import grpo
 
 V, T = 4, 3
 EXACT = 1e-10

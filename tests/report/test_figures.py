@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from replicate.report import figures, ladder_figures
+from replicate.report.figures import ladders, nb09, nb11, nb12, style
 
 mpl.use("Agg")
 
@@ -32,20 +32,20 @@ def frame():
 
 
 def test_three_files_and_the_numbers_behind(frame, tmp_path):
-    figures.use_style()
-    figure = ladder_figures.components(frame)
-    path = figures.save(figure, "f", frame, tmp_path)
+    style.use_style()
+    figure = nb11.components(frame)
+    path = style.save(figure, "f", frame, tmp_path)
     assert path.stat().st_size > 10_000
     assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
     assert pd.read_csv(tmp_path / "f.csv").V.tolist() == pytest.approx(frame.V.tolist())
-    figures.save(ladder_figures.components(frame), "again", frame, tmp_path)
+    style.save(nb11.components(frame), "again", frame, tmp_path)
     assert (tmp_path / "f.pdf").read_bytes() == (tmp_path / "again.pdf").read_bytes()
 
 
 def test_what_is_drawn_is_the_table(frame):
     """The dashed line is the least-squares map of the score, the solid one the measured gain."""
     frame = frame.assign(V=frame.gain + 0.1, H=1.0, S=-frame.gain)
-    figure = ladder_figures.prediction(frame)
+    figure = nb11.prediction(frame)
     one_costate, average = (ax.lines[:2] for ax in figure.axes if len(ax.lines) > 2)
     measured, predicted = average
     assert measured.get_ydata().tolist() == pytest.approx(frame.gain.tolist())
@@ -63,23 +63,23 @@ def test_every_ladder_figure_draws(frame):
         [{"kind": k, "signal": s, "headroom": h, "spearman": 0.5} for k in "ab" for s in "cd" for h in "ef"]
     )
     drawn = [
-        ladder_figures.abilities(frame, labels=4, vocab=100),
-        ladder_figures.gains(frame, gains),
-        ladder_figures.predictor(frame),
-        ladder_figures.readiness(frame),
-        ladder_figures.forest(table, title="t"),
-        ladder_figures.multiverse(readings),
+        nb09.abilities(frame, labels=4, vocab=100),
+        nb11.gains(frame, gains),
+        nb11.predictor(frame),
+        nb12.readiness(frame),
+        nb12.forest(table, title="t"),
+        nb12.multiverse(readings),
     ]
     assert all(figure.axes for figure in drawn)
 
 
 def test_units_of_the_token_axis(frame):
-    assert "millions" in ladder_figures.tokens_axis(frame)[1]
-    assert "billions" in ladder_figures.tokens_axis(frame.assign(tokens=frame.tokens * 1000))[1]
+    assert "millions" in ladders.tokens_axis(frame)[1]
+    assert "billions" in ladders.tokens_axis(frame.assign(tokens=frame.tokens * 1000))[1]
 
 
 def test_jitter_stays_within_its_spread_and_never_repeats():
-    offsets = figures.jitter(500, spread=0.2)
+    offsets = style.jitter(500, spread=0.2)
     assert abs(offsets).max() <= 0.2
     assert abs(offsets).max() > 0.19
     assert len(set(offsets.round(6))) == 500

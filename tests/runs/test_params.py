@@ -15,9 +15,9 @@ from papermill import cli as papermill_cli
 from papermill.iorw import load_notebook_node, read_yaml_file
 from papermill.parameterize import parameterize_notebook
 
-from replicate.lm.task import LABELS
+from replicate.rl.tasks.label_copying import LABELS
 from replicate.runs import params
-from replicate.runs.notebooks import schema_of, start
+from replicate.runs.notebook import schema_of, start
 from replicate.runs.params import ScaleParameters
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.regression.linear_model import OLS
 
+from replicate.statistics.agreement import monte_carlo_slope, relative_error, worst_z_bound, z_test
 from replicate.theory import adjoint
-from replicate.theory.accuracy import monte_carlo_slope, relative_error, worst_z_bound, z_test
 from replicate.theory.rollout import (
     DifferentiableMDP,
     double_integrator,

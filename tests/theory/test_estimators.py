@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.distributions import Beta, Exponential, Normal, Uniform
 from torch.func import grad, jacrev
 
+from replicate.statistics.agreement import relative_error, worst_z_bound, z_test
 from replicate.theory import estimators as est
-from replicate.theory.accuracy import relative_error, worst_z_bound, z_test
 from replicate.theory.networks import mlp, mlp_init, mlp_size
 
 f64 = lambda x: torch.tensor(x, dtype=torch.float64)  # noqa: E731

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import grad
 
+from replicate.statistics.agreement import relative_error, worst_z_bound, z_test
 from replicate.theory import policy_gradients as pg
-from replicate.theory.accuracy import relative_error, worst_z_bound, z_test
 from replicate.theory.adjoint import policy_gradient
 from replicate.theory.rollout import double_integrator, objective_gradient, rollout
 from replicate.theory.toys import TanhNetwork

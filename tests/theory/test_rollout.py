@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate.theory.accuracy import relative_error, worst_z_bound, z_test
+from replicate.statistics.agreement import relative_error, worst_z_bound, z_test
 from replicate.theory.rollout import (
     LQG,
     check_rollout_arguments,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import grad
 
+from replicate.statistics.agreement import relative_error, worst_z_bound, z_test
 from replicate.theory import tabular
-from replicate.theory.accuracy import relative_error, worst_z_bound, z_test
 from replicate.theory.policy_gradients import group_advantages
 
 

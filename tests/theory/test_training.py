@@ -3,8 +3,8 @@
 import torch
 from torch.func import grad
 
+from replicate.statistics.agreement import relative_error
 from replicate.theory import policy_gradients as pg
-from replicate.theory.accuracy import relative_error
 from replicate.theory.adjoint import policy_gradient
 from replicate.theory.rollout import double_integrator, draw_noise
 from replicate.theory.training import bptt_objective, gradients_per_seed, grpo_objective, train

@@ -5,7 +5,8 @@ Three kinds of sequences, each filling the whole context:
 - *prose*: a sparse Markov chain over 180 words, so that there is something to learn from neighbours alone;
 - *records*: ``key = value ;`` over and over, each key keeping its value within the sequence, so that copying from
   the context pays;
-- *label documents*: ``label is Y ; filler ... answer : Y ;``, few, in the form of :mod:`replicate.lm.task`.
+- *label documents*: ``label is Y ; filler ... answer : Y ;``, few, in the form of
+  :mod:`replicate.rl.tasks.label_copying`.
 
 Everything is drawn for a whole batch at once with numpy: no Python loop over sequences.
 """
@@ -17,7 +18,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from replicate.lm.task import LABELS, WORDS
+from replicate.rl.tasks.label_copying import LABELS, WORDS
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 MARKS = (";", "=", ":", "label", "is", "answer")

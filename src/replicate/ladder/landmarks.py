@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from replicate.ladder.checkpoints import Checkpoint, Ladder
-from replicate.lm.task import Prompts, evaluate, label_copying
+from replicate.rl.tasks.label_copying import Prompts, evaluate, label_copying
 
 
 @dataclass(frozen=True)

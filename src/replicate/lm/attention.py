@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from replicate.lm.jacobians import positionwise, rows
-from replicate.lm.modes import attention_operands, held_attention, precision_of
-from replicate.lm.states import blocks, frozen
-from replicate.lm.wiring import first_of, hidden_states, require_eager
+from replicate.models.answer import blocks, frozen
+from replicate.models.hooks import first_of, hidden_states, require_eager
+from replicate.models.jacobians import positionwise, rows
+from replicate.models.precision import attention_operands, held_attention, precision_of
 
 PARTS = ("full", "value", "score")
 

@@ -18,13 +18,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replicate.lm import olmo2
-from replicate.lm.jacobians import rows
-from replicate.lm.modes import precision_of
 from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
-from replicate.lm.states import frozen
-from replicate.lm.task import log_policy
-from replicate.lm.wiring import hidden_states, require_eager
+from replicate.models import olmo2
+from replicate.models.answer import frozen
+from replicate.models.hooks import hidden_states, require_eager
+from replicate.models.jacobians import rows
+from replicate.models.precision import precision_of
+from replicate.rl.tasks.label_copying import log_policy
 
 
 def layer_costates(
@@ -44,7 +44,7 @@ def layer_costates(
     from 0. ``advantages`` are [batch] or [batch, T]. ``mask`` is true on a completion's tokens; behind them may be
     padding, which counts nothing. One forward pass and one backward pass through activations, in the model's own
     precision; any attention kernel will do. ``by_hand`` chooses the passes that are written out for OLMo-2
-    (:mod:`replicate.lm.olmo2`) over autograd's; by default wherever there are any.
+    (:mod:`replicate.models.olmo2`) over autograd's; by default wherever there are any.
     Raises ``ValueError`` for a layer out of range, padding inside a completion, shapes that do not fit, and a model
     whose passes are not written out where they are asked for.
     """

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replicate.lm.jacobians import jacobian
 from replicate.lm.recurrence import Recurrence, State
 from replicate.lm.relaxed import Relaxed, SoftReward, relaxed_costates, relaxed_rollout, soft_token
+from replicate.models.jacobians import jacobian
 
 _ENTRIES = 2**22  # of the Jacobians that path_norms holds at once
 _BISECTIONS = 56  # the bracket is at most twice the root wide, so this is below round-off

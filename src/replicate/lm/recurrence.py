@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from replicate.lm.modes import precision_of
-from replicate.lm.states import frozen
-from replicate.lm.task import log_policy
-from replicate.lm.wiring import require_eager
+from replicate.models.answer import frozen
+from replicate.models.hooks import require_eager
+from replicate.models.precision import precision_of
+from replicate.rl.tasks.label_copying import log_policy
 
 State = Float[Tensor, "batch state"]
 Embedded = Float[Tensor, "batch dim"]

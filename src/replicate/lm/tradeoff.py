@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from replicate.lm import enumeration, gap, recurrence, relaxed
 from replicate.lm.recurrence import Recurrence
-from replicate.lm.task import entropy
-from replicate.lm.tiny import tiny_model
+from replicate.models.fresh import tiny_model
+from replicate.rl.tasks.label_copying import entropy
 
 ESTIMATES = ("score function", "relaxed", "Gumbel", "control variate", "weighted mean")
 
@@ -34,7 +34,7 @@ def fresh_start(
     family: str, *, vocab: int, generator: torch.Generator, **size
 ) -> tuple[Recurrence, Float[Tensor, "1 n"]]:
     """A model with fresh weights and its state s_1: a transformer after a random prompt of four tokens, or, for
-    ``"gru"``, a gated recurrent unit after one token. ``size`` goes to :func:`replicate.lm.tiny.tiny_model`."""
+    ``"gru"``, a gated recurrent unit after one token. ``size`` goes to :func:`replicate.models.fresh.tiny_model`."""
     if family == "gru":
         model = recurrence.gru(vocab=vocab, hidden=8, generator=generator)
         return model, model.read(torch.zeros(1, 8, dtype=torch.float64), torch.zeros(1, dtype=torch.long))

@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 import torch
 
-from replicate import impact
+from replicate.impact.measured import PolicyName, components_by_advantage, gradient_norm_squared
 from replicate.ladder.checkpoints import Checkpoint
-from replicate.lm.task import Prompts, evaluate
+from replicate.rl.tasks.label_copying import Prompts, evaluate
 from replicate.runs import prompts
 from replicate.threads import fixed_threads
 
@@ -32,7 +32,7 @@ def _measure(settings: SimpleNamespace, checkpoint: Checkpoint, seed: int) -> di
         "label_mass": found.label_mass.double().mean().item(),
         "entropy": found.entropy.double().mean().item(),
         "top": found.top.double().mean().item(),
-        "gradient_norm_squared": impact.gradient_norm_squared(model, chosen),
+        "gradient_norm_squared": gradient_norm_squared(model, chosen),
         "readings": list(_readings(settings, model, chosen, seed)),
     }
 
@@ -40,8 +40,8 @@ def _measure(settings: SimpleNamespace, checkpoint: Checkpoint, seed: int) -> di
 def _readings(settings: SimpleNamespace, model, chosen: Prompts, seed: int) -> Iterator[dict[str, Any]]:
     """A row per state layer, action model and advantage."""
     for layer in settings.MEASURE_LAYERS:
-        for policy in get_args(impact.PolicyName):
-            measured = impact.components_by_advantage(
+        for policy in get_args(PolicyName):
+            measured = components_by_advantage(
                 model,
                 chosen.tokens,
                 chosen.labels,

@@ -101,7 +101,7 @@ class ScaleParameters(Parameters):
     TINY_LEARNING_RATE: float = Field(6.0e-3, gt=0)
     TINY_RECORDS: float = Field(0.5, ge=0, le=1)
     TINY_LABEL_DOCUMENTS: float = Field(0.5, ge=0, le=1)
-    # The task: label copying, with as many labels as :data:`replicate.lm.task.LABELS` has at most.
+    # The task: label copying, with as many labels as :data:`replicate.rl.tasks.label_copying.LABELS` has at most.
     LABELS: int = Field(4, ge=2, le=16)
     FILLER: int = Field(16, ge=0, le=_MOST)
     POOL_PROMPTS: int = Field(512, ge=1, le=_MOST)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from replicate.ladder.checkpoints import Checkpoint
-from replicate.lm import trainer
-from replicate.lm.policy import SinglePolicy, StackedPolicy
+from replicate.rl import trainer
+from replicate.rl.policies import SinglePolicy, StackedPolicy
 from replicate.runs import prompts
 from replicate.threads import fixed_threads
 

@@ -8,7 +8,7 @@ from typing import get_args
 import pandas as pd
 
 from replicate.files import replacing, write_text
-from replicate.impact import PRIMARY_SIGNAL, Headroom, PolicyName, Signal, signal
+from replicate.impact.measured import PRIMARY_SIGNAL, Headroom, PolicyName, Signal, signal
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs.params import ScaleParameters
 from replicate.runs.sweep import records
@@ -123,7 +123,7 @@ def multiverse(tables: Tables, layers: list[int]) -> pd.DataFrame:
     headroom. Under the shift policy the Delta of the mean is zero by Lemma 1, and a sampled estimate of it is noise: it
     is left out.
     """
-    from replicate.report.stats import spearman
+    from replicate.statistics.series import spearman
 
     rows = []
     for policy, conditional, layer in itertools.product(get_args(PolicyName), (False, True), layers):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from replicate.theory.accuracy import z_test
+from replicate.statistics.agreement import z_test
 from replicate.theory.rollout import DifferentiableMDP, draw_noise, returns_to_go, rollout, sampled_return
 
 

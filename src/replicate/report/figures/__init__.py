@@ -1,0 +1,1 @@
+"""One module a notebook: from the table behind a figure to the figure; and the style they share."""

@@ -1,0 +1,1 @@
+"""Running RL: tasks, policies, rollouts, the objective, the trainer."""

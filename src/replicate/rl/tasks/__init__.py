@@ -1,0 +1,1 @@
+"""What a model is asked: one module a task, whose name is the task's."""

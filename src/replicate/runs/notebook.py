@@ -1,0 +1,109 @@
+"""What a notebook needs at its start and its end.
+
+A notebook defines almost nothing itself. Its first code cell holds its parameters, the second calls :func:`start`,
+and its last one shows ``run.finish()``, the verdict table.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from replicate.ladder.checkpoints import Ladder
+from replicate.report.claims import Verdicts, cell_number
+from replicate.report.figures import style
+from replicate.runs import jobs, paths, preflight, tables
+from replicate.runs.params import MapParameters, Parameters, ScaleParameters, ToyParameters
+from replicate.runs.sweep import sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+# The code cell of a committed notebook that calls `start`.
+_START_CELL = 2
+
+# Names that IPython itself puts beside the user's.
+_IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
+
+
+def schema_of(notebook: str) -> type[Parameters]:
+    """The parameter schema of a notebook, by the number its name starts with."""
+    number = int(notebook[:2])
+    if number == 0:
+        return MapParameters
+    if number <= 8:
+        return ToyParameters
+    return ScaleParameters
+
+
+@dataclass
+class NotebookRun:
+    """One execution of a notebook: its checked parameters, where its results go, its verdicts."""
+
+    name: str
+    params: Any
+    folder: Path
+    verdicts: Verdicts
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """The ladder that the parameters of a notebook from 09 on name (trained first if it is not there)."""
+        return jobs.ladder(self.params)
+
+    def tables(self) -> tables.Tables:
+        """The records of this run as tables. Jobs without a record run first; failed ones are named."""
+        outcome = sweep(self.params, ladder=self.ladder)
+        for row in outcome.failed:
+            print(f"failed: {row['experiment']} at {row['checkpoint']}: {row['error']}")
+        return tables.load(self.params, self.ladder)
+
+    def save_figure(self, figure: "Figure", name: str, data: "pd.DataFrame") -> None:
+        """Saves ``figure`` as PNG, PDF and CSV under the run's ``figures/``."""
+        style.save(figure, name, data, self.folder / "figures")
+
+    def finish(self) -> Verdicts:
+        """Saves the verdicts under the run's ``verdicts/`` and returns the table, for the last cell to show.
+
+        Raises :class:`~replicate.report.claims.ControlFailed` if a control passed what it should reject.
+        """
+        self.verdicts.save(self.folder / "verdicts")
+        self.verdicts.require_controls()
+        return self.verdicts
+
+
+def start(notebook: str, namespace: Mapping[str, Any], *, source: str | None = None) -> NotebookRun:
+    """Checks the parameters in ``namespace`` (the notebook's ``globals()``) and sets up figures and verdicts.
+
+    One flat file of parameters serves every notebook: those of the others are checked and left alone. Papermill puts
+    a mistyped ``-p`` name beside the real ones and only warns; here a name that no notebook knows is an error. Call
+    this right after the parameters, in the second code cell, before anything else is defined. ``source`` says what the
+    notebook's rows measure; without it each row says so itself.
+    """
+    params = schema_of(notebook).parse(_plain_values(namespace), where=notebook)
+    if isinstance(params, ScaleParameters):
+        preflight.require(params, where=notebook)
+    elif isinstance(params, ToyParameters):
+        preflight.require_folder(params.RUN_DIR, where=notebook)
+    style.use_style()
+    verdicts = Verdicts(notebook, source, shift=(cell_number() or _START_CELL) - _START_CELL)
+    return NotebookRun(notebook, params, paths.resolve(params.RUN_DIR), verdicts)
+
+
+def small_ladder(params: ToyParameters) -> Ladder:
+    """The small regime's tiny ladder, for notebooks 05 to 08: trained once, then reused by all that ask."""
+    return jobs.ladder(ScaleParameters(SEED=params.SEED), progress=False)
+
+
+def _plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith(("_", "PAPERMILL_"))  # --inject-paths adds PAPERMILL_INPUT_PATH and the like
+        and name not in _IPYTHON
+        and not isinstance(value, ModuleType | FunctionType | type)
+        and not inspect.isroutine(value)
+    }

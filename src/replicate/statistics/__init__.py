@@ -1,0 +1,1 @@
+"""How far numbers are apart and how sure one can be of it; knows no model and no record."""
