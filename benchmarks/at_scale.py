@@ -18,7 +18,7 @@ from transformers import Olmo2Config, Olmo2ForCausalLM
 from replicate.impact import components
 from replicate.models.answer import answer_pass, pull_back
 from replicate.rl.policies import SinglePolicy
-from replicate.rl.tasks.label_copying import Prompts
+from replicate.rl.prompts import Prompts
 from replicate.rl.trainer import GRPO, train
 
 # hidden, intermediate, layers, heads, embedding rows, token ids in use

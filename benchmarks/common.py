@@ -17,9 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from replicate.ladder import corpus
-from replicate.ladder.pretrain import tiny_olmo2
+from replicate.models.fresh import tiny_olmo2
 from replicate.rl.policies import SinglePolicy
-from replicate.rl.tasks.label_copying import Prompts, label_copying
+from replicate.rl.prompts import Prompts
+from replicate.rl.tasks.label_copying import label_copying
 
 LAYERS, HIDDEN, HEADS, CONTEXT = 3, 64, 4, 48
 LABELS, FILLER = 8, 16

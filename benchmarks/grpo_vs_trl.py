@@ -46,7 +46,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from replicate.ladder import corpus
 from replicate.rl.policies import SinglePolicy, StackedPolicy
-from replicate.rl.tasks.label_copying import Prompts
+from replicate.rl.prompts import Prompts
 from replicate.rl.trainer import GRPO, train
 
 PROMPTS, GROUP, LONG = 16, 8, 8

@@ -20,9 +20,8 @@ import torch
 from common import alternate, arguments, conditions, ratios, report, seconds, spread
 
 from replicate.lm import attention
-from replicate.models.answer import frozen
 from replicate.models.fresh import tiny_model
-from replicate.models.hooks import first_of, hidden_states
+from replicate.models.hooks import first_of, frozen, hidden_states
 from replicate.models.precision import full_precision
 
 LENGTH = 32

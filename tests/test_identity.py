@@ -38,7 +38,8 @@ def changed(tree, path, old, new):
 
 
 def test_one_operator_in_impact_concerns_the_measurements_and_only_them(tree):
-    assert changed(tree, "impact/measured.py", "V - delta\n", "V + delta\n") == {"measure"}
+    assert changed(tree, "impact/measured.py", "empirical - pathwise", "empirical + pathwise") == {"measure"}
+    assert changed(tree, "impact/headrooms.py", "p * (1 - p)", "p * (2 - p)") == {"measure"}
 
 
 def test_one_number_in_the_trainer_concerns_rl_and_only_it(tree):
@@ -77,6 +78,8 @@ def test_words_and_layout_concern_nobody(tree):
 
 def test_what_no_job_imports_concerns_nobody(tree):
     for path in (
+        "impact/scores.py",
+        "impact/choice.py",
         "runs/params.py",
         "runs/sweep.py",
         "runs/tables.py",

@@ -7,23 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replicate.impact.choice import choose_checkpoint
+from replicate.impact.headrooms import expected_best, headroom, tilted_gain
 from replicate.impact.measured import (
     _shift,
     advantages,
-    choose_checkpoint,
     components,
     components_by_advantage,
-    expected_best,
     expected_gain,
     gradient_norm_squared,
-    headroom,
-    signal,
-    tilted_gain,
 )
-from replicate.ladder.pretrain import tiny_olmo2
-from replicate.models.answer import answer_pass, blocks, pull_back
+from replicate.impact.scores import signal
+from replicate.models.answer import answer_pass, pull_back
+from replicate.models.fresh import tiny_olmo2
+from replicate.models.hooks import blocks
+from replicate.models.logits import log_policy
 from replicate.models.precision import full_precision
-from replicate.rl.tasks.label_copying import Prompts, log_policy
+from replicate.rl.prompts import Prompts
 
 VOCAB = 9
 

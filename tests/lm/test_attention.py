@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replicate.lm import attention
+from replicate.lm import attention, spectra
 from replicate.models.fresh import tiny_model
 
 EXACT = 1e-10
@@ -66,8 +66,8 @@ def test_heads_project_to_the_sublayer_and_the_score_term_has_rank_one():
         torch.einsum("ohc,htjci->tjoi", project, heads) - attention.layer_jacobians(block)
     ).abs().max() < EXACT
     score = attention.head_jacobians(block, part="score")
-    assert attention.numerical_rank(score[:, 4, 1]).tolist() == [1, 1]
-    assert attention.numerical_rank(heads[:, 4, 1]).max() > 1
+    assert spectra.numerical_rank(score[:, 4, 1]).tolist() == [1, 1]
+    assert spectra.numerical_rank(heads[:, 4, 1]).max() > 1
     future = torch.triu_indices(6, 6, 1)
     assert heads[:, future[0], future[1]].abs().max() == 0
 
@@ -102,9 +102,9 @@ def test_ranks_meet_the_bounds_of_prop_3(layers, heads, head_dim):
     shape = attention.shape_of(model)
     assert shape.layer_bound == min(16, heads * head_dim)
     for block in attention.anatomy(model, tokens):
-        found = attention.numerical_rank(attention.earlier(attention.layer_jacobians(block)))
+        found = spectra.numerical_rank(attention.earlier(attention.layer_jacobians(block)))
         assert found.max() == shape.layer_bound
-    total = attention.numerical_rank(attention.earlier(attention.model_jacobians(model, tokens)))
+    total = spectra.numerical_rank(attention.earlier(attention.model_jacobians(model, tokens)))
     assert total.max() == shape.total_bound
 
 
@@ -113,8 +113,8 @@ def test_shared_key_heads_bound_the_rank_from_the_input_side():
     shape = attention.shape_of(model)
     assert (shape.layer_bound, shape.input_bound) == (32, 16)
     block = attention.anatomy(model, tokens)[1]
-    assert attention.numerical_rank(attention.earlier(attention.layer_jacobians(block))).max() == 16
-    value = attention.numerical_rank(attention.earlier(attention.layer_jacobians(block, part="value")))
+    assert spectra.numerical_rank(attention.earlier(attention.layer_jacobians(block))).max() == 16
+    value = spectra.numerical_rank(attention.earlier(attention.layer_jacobians(block, part="value")))
     assert value.max() == 8
 
 
@@ -124,28 +124,28 @@ def test_value_path_of_olmo2_has_the_effective_rank_of_its_weights():
     value = attention.head_jacobians(block, part="value")
     for t in (3, 5):
         stacked = value[:, t, :t].permute(0, 2, 1, 3).flatten(2)
-        expected = attention.participation_ratio(
+        expected = spectra.participation_ratio(
             model.model.layers[0].self_attn.v_proj.weight.unflatten(0, (2, -1))
         )
-        torch.testing.assert_close(attention.participation_ratio(stacked), expected.detach())
+        torch.testing.assert_close(spectra.participation_ratio(stacked), expected.detach())
 
 
 def test_effective_ranks_of_known_matrices():
     identity, one = torch.eye(5, dtype=torch.float64), torch.ones(5, 5, dtype=torch.float64)
     both = torch.stack([identity, one, torch.zeros(5, 5, dtype=torch.float64)])
-    for measure in (attention.participation_ratio, attention.entropy_rank):
+    for measure in (spectra.participation_ratio, spectra.entropy_rank):
         torch.testing.assert_close(measure(both), torch.tensor([5.0, 1.0, 0.0], dtype=torch.float64))
-    assert attention.numerical_rank(both).tolist() == [5, 1, 0]
-    assert attention.numerical_rank(torch.diag(torch.tensor([1.0, 1e-9, 1e-12])).double()) == 2
+    assert spectra.numerical_rank(both).tolist() == [5, 1, 0]
+    assert spectra.numerical_rank(torch.diag(torch.tensor([1.0, 1e-9, 1e-12])).double()) == 2
     uneven = torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64))
-    assert abs(attention.participation_ratio(uneven) - 25 / 17) < EXACT
+    assert abs(spectra.participation_ratio(uneven) - 25 / 17) < EXACT
 
 
 def test_breadth_counts_positions():
     alpha = torch.tensor(
         [[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.0, 0.0]], dtype=torch.float64
     )
-    torch.testing.assert_close(attention.breadth(alpha), torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
+    torch.testing.assert_close(spectra.breadth(alpha), torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
 
 
 def test_bad_input_is_named():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 from scipy.special import expit
 
-from replicate.lm import enumeration, gap, recurrence, relaxed
+from replicate.lm import enumeration, gap, recurrence, relaxed, spectra, theorem_one, token_path
 from replicate.models.fresh import tiny_model
 
 V, T = 5, 3
@@ -142,8 +142,10 @@ def test_what_is_no_distribution_is_refused(probs, temperature, message):
 @pytest.mark.parametrize("way", ["no noise", "Gumbel-softmax", "straight-through"])
 def test_the_two_paths_add_up(name, way, tau):
     F, s = fresh(name)
-    options = {"scale": 1.7, "tau": tau} | gap.relaxations(relaxed.gumbel(1, V, generator=seeded(3)))[way]
-    found, whole = gap.paths(F, s, **options), gap.relaxed_jacobian(F, s, **options)
+    options = {"scale": 1.7, "tau": tau} | token_path.relaxations(relaxed.gumbel(1, V, generator=seeded(3)))[
+        way
+    ]
+    found, whole = token_path.paths(F, s, **options), token_path.relaxed_jacobian(F, s, **options)
     assert (found.attention + found.token - whole).abs().max() < EXACT
     no_rank_one = dataclasses.replace(found, soften=torch.diag(found.soft) / tau)
     assert (found.attention + no_rank_one.token - whole).abs().max() > 1e-3
@@ -153,7 +155,7 @@ def test_the_two_paths_add_up(name, way, tau):
 
 @pytest.mark.parametrize(("name", "shared"), [("olmo2", 0), ("llama", 0), ("gpt2", 0), ("gru", 6)])
 def test_in_a_transformer_the_two_paths_read_different_entries(name, shared):
-    found = gap.paths(*fresh(name))
+    found = token_path.paths(*fresh(name))
     assert int((found.attention.any(0) & found.token.any(0)).sum()) == shared
     assert found.attention.any()
     assert found.token.any()
@@ -163,26 +165,26 @@ def test_in_a_transformer_the_two_paths_read_different_entries(name, shared):
 @pytest.mark.parametrize("way", ["no noise", "Gumbel-softmax", "straight-through"])
 @pytest.mark.parametrize("name", ["olmo2", "gru"])
 def test_path_norms_are_those_of_the_paths_draw_by_draw(name, way, entries, monkeypatch):
-    monkeypatch.setattr(gap, "_ENTRIES", entries)
+    monkeypatch.setattr(token_path, "_ENTRIES", entries)
     F, s = fresh(name)
     noise = relaxed.gumbel(6, V, generator=seeded(3))
-    attention, token = gap.path_norms(F, s, scale=1.3, tau=0.4, **gap.relaxations(noise)[way])
+    attention, token = token_path.path_norms(F, s, scale=1.3, tau=0.4, **token_path.relaxations(noise)[way])
     assert len(attention) == len(token) == (1 if way == "no noise" else 6)
     for i in range(len(token)):
-        one = gap.paths(F, s, scale=1.3, tau=0.4, **gap.relaxations(noise[i : i + 1])[way])
-        assert abs(attention[i] - gap.operator_norm(one.attention)) < EXACT
-        assert abs(token[i] - gap.operator_norm(one.token)) < EXACT
+        one = token_path.paths(F, s, scale=1.3, tau=0.4, **token_path.relaxations(noise[i : i + 1])[way])
+        assert abs(attention[i] - spectra.operator_norm(one.attention)) < EXACT
+        assert abs(token[i] - spectra.operator_norm(one.token)) < EXACT
 
 
 def test_path_quantiles_of_matched_noise():
     F, s = fresh("olmo2")
     noise = relaxed.gumbel(40, V, generator=seeded(3))
-    rows = gap.path_quantiles(F, s, noise, taus=(2.0, 0.3))
-    ways = gap.relaxations(noise)
+    rows = token_path.path_quantiles(F, s, noise, taus=(2.0, 0.3))
+    ways = token_path.relaxations(noise)
     assert ways["Gumbel-softmax"]["noise"] is ways["straight-through"]["noise"] is noise
     found = {(r["way"], r["tau"], r["path"]): r for r in rows}
     assert len(rows) == len(found) == 3 * 2 * 2
-    _, token = gap.path_norms(F, s, tau=0.3, noise=noise)
+    _, token = token_path.path_norms(F, s, tau=0.3, noise=noise)
     row = found["Gumbel-softmax", 0.3, "token"]
     assert [row["low"], row["median"], row["high"]] == pytest.approx(
         token.quantile(torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
@@ -197,7 +199,7 @@ def test_path_quantiles_of_matched_noise():
 def test_relaxed_jacobian_against_finite_differences(tau, noisy):
     F, s = fresh("olmo2")
     noise = relaxed.gumbel(1, V, generator=seeded(3)) if noisy else torch.zeros(1, V, dtype=torch.float64)
-    whole = gap.relaxed_jacobian(F, s, scale=1.3, tau=tau, noise=noise)
+    whole = token_path.relaxed_jacobian(F, s, scale=1.3, tau=tau, noise=noise)
     u = torch.randn(s.shape, generator=seeded(4), dtype=torch.float64)
     kept, h = F.kept(s.shape[1]), 1e-5
 
@@ -212,8 +214,8 @@ def test_relaxed_jacobian_against_finite_differences(tau, noisy):
 @pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
 def test_a_path_through_the_token_is_at_most_its_entropy_in_bits_times_the_worst_coin(name, tau):
     """At any policy, the other factors held; a fair coin between the worst two tokens attains it."""
-    found = gap.paths(*fresh(name), tau=tau)
-    coin, reached = gap.worst_coin(found), []
+    found = token_path.paths(*fresh(name), tau=tau)
+    coin, reached = token_path.worst_coin(found), []
     policies = (6 * torch.randn(200, V, generator=seeded(3), dtype=torch.float64)).softmax(-1)
     pairs = [
         torch.eye(V, dtype=torch.float64)[list(vw)].mean(0) for vw in itertools.combinations(range(V), 2)
@@ -221,13 +223,13 @@ def test_a_path_through_the_token_is_at_most_its_entropy_in_bits_times_the_worst
     for p in [*policies, *pairs]:
         token = dataclasses.replace(found, soft=p, soften=gap.softmax_jacobian(p, temperature=tau)).token
         bits = torch.special.entr(p).sum().item() / math.log(2)
-        reached.append(gap.operator_norm(token) / (bits * coin))
+        reached.append(spectra.operator_norm(token) / (bits * coin))
     assert max(reached) == pytest.approx(1.0, rel=EXACT)
     assert max(reached[:200]) < 1.0
 
 
 def test_a_state_that_is_not_read_has_jacobian_zero():
-    found = gap.paths(*fresh("bigram"))
+    found = token_path.paths(*fresh("bigram"))
     assert found.attention.shape == (6, 6)
     assert not found.attention.any()
     assert found.token.any()
@@ -236,18 +238,18 @@ def test_a_state_that_is_not_read_has_jacobian_zero():
 @pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
 def test_every_link_of_the_chain_only_adds(name):
     F, s = fresh(name)
-    found = gap.paths(F, s)
-    steps = list(gap.chain(found).values())
+    found = token_path.paths(F, s)
+    steps = list(token_path.chain(found).values())
     assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(steps))
     assert abs(steps[0] - float(torch.linalg.svdvals(found.token)[0])) < 1e-9
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.4])
 def test_the_constant_of_21_gives_the_last_link_of_the_chain(tau):
-    found = gap.paths(*fresh("olmo2"), tau=tau)
+    found = token_path.paths(*fresh("olmo2"), tau=tau)
     H = torch.special.entr(found.soft).sum()
-    bound = gap.constant(found) * float(H) / math.log(V)
-    assert bound == pytest.approx(gap.chain(found)["entropy"], rel=1e-12)
+    bound = token_path.constant(found) * float(H) / math.log(V)
+    assert bound == pytest.approx(token_path.chain(found)["entropy"], rel=1e-12)
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -257,7 +259,7 @@ def test_theorem_one_for_the_cut_costate(name, noisy):
     R = torch.randn(V**T, generator=seeded(8), dtype=torch.float64)
     noise = relaxed.gumbel(1, T, V, generator=seeded(9)) if noisy else None
     reward = relaxed.multilinear(R, vocab=V, horizon=T)
-    found = gap.theorem_one(F, s, reward, horizon=T, noise=noise, tau=0.7 if noisy else 1.0)
+    found = theorem_one.theorem_one(F, s, reward, horizon=T, noise=noise, tau=0.7 if noisy else 1.0)
     assert (found.error <= found.sharp * (1 + 1e-9) + 1e-14).all()
     assert (found.sharp <= found.entropy_bound * (1 + 1e-9)).all()
     assert found.error[-1] == found.sharp[-1] == 0
@@ -270,7 +272,7 @@ def test_theorem_one_with_an_entropy_of_zero_has_no_gap():
     F, s = fresh("olmo2")
     scale = torch.full((T,), 1e4, dtype=torch.float64)
     R = torch.randn(V**T, generator=seeded(8), dtype=torch.float64)
-    found = gap.theorem_one(F, s, relaxed.multilinear(R, vocab=V, horizon=T), horizon=T, scale=scale)
+    found = theorem_one.theorem_one(F, s, relaxed.multilinear(R, vocab=V, horizon=T), horizon=T, scale=scale)
     assert found.error.max() < 1e-12
 
 
@@ -290,7 +292,7 @@ def test_the_bound_does_not_hold_for_the_costate_that_grpo_sends():
     s = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     R = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     reward = relaxed.multilinear(R, vocab=2, horizon=2)
-    found = gap.theorem_one(F, s, reward, horizon=2)
+    found = theorem_one.theorem_one(F, s, reward, horizon=2)
     lam = relaxed.relaxed_costates(F, s, reward, horizon=2)[0][0]
     g = enumeration.value_gradient(recurrence.log_probs_of(F, enumeration.all_completions(2, 2)), s[0], R)
     assert found.entropy_bound[0] < 1e-14
@@ -298,7 +300,7 @@ def test_the_bound_does_not_hold_for_the_costate_that_grpo_sends():
 
 
 def test_right_side_by_hand():
-    bound = gap.right_side([2.0, 3.0], [0.5, 0.25], [9.0, 4.0, 8.0])
+    bound = theorem_one.right_side([2.0, 3.0], [0.5, 0.25], [9.0, 4.0, 8.0])
     assert bound.tolist() == [0.5 * 4 + 2 * (0.25 * 8), 0.25 * 8, 0.0]
 
 
@@ -380,7 +382,7 @@ def test_gumbel_moments_against_integration(tau):
     assert abs(found["mean"] - mean) < 4 * found["se"]
     assert found["se"] == pytest.approx(((square - mean**2) / n) ** 0.5, rel=0.02)
     assert found["rms"] == pytest.approx(square**0.5, rel=0.02)
-    assert found["norm of mean"] == pytest.approx(gap.operator_norm(matrix), rel=0.03)
+    assert found["norm of mean"] == pytest.approx(spectra.operator_norm(matrix), rel=0.03)
     assert 0.9 < found["worst / own bound"] <= 1 + 1e-9
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from replicate.lm import attention, pathways
+from replicate.lm import attention, pathways, spectra
 from replicate.models.fresh import tiny_model
+from replicate.statistics import summaries
 
 EXACT = 1e-10
 
@@ -44,7 +45,7 @@ def test_one_head_carries_as_many_directions_as_it_is_wide(head_dim):
     assert found.tolist() == [[head_dim] * 2] * 2
     block = attention.anatomy(model, tokens)[1]
     both = attention.layer_jacobians(block)[-1, 0]
-    assert attention.numerical_rank(both) == 2 * head_dim  # the two heads together reach further
+    assert spectra.numerical_rank(both) == 2 * head_dim  # the two heads together reach further
 
 
 def test_ranks_of_a_full_width_model_are_full_and_have_no_gap():
@@ -64,19 +65,19 @@ def test_a_norm_after_the_sublayer_takes_one_direction_a_layer(layers, heads, he
     model, tokens = fresh(layers=layers, heads=heads, head_dim=head_dim, epsilon=0.0)
     count = layers * (heads * head_dim - 1)
     through = attention.earlier(attention.model_jacobians(model, tokens))
-    assert pathways.spectral_gap(through, count) < 1e-11
+    assert spectra.spectral_gap(through, count) < 1e-11
     pathways.with_norm_epsilon(model, 1.0)
     through = attention.earlier(attention.model_jacobians(model, tokens))
-    assert pathways.spectral_gap(through, count) > 1e-3
+    assert spectra.spectral_gap(through, count) > 1e-3
 
 
 def test_spectral_gap_is_the_worst_ratio_of_the_batch():
     batch = torch.stack([torch.diag(torch.tensor(x)) for x in ([4.0, 2.0, 1.0], [9.0, 3.0, 1e-3])]).double()
-    assert abs(pathways.spectral_gap(batch, 2) - 0.5) < EXACT
-    assert abs(pathways.spectral_gap(batch, 1) - 0.5) < EXACT
-    assert np.isnan(pathways.spectral_gap(batch, 3))
+    assert abs(spectra.spectral_gap(batch, 2) - 0.5) < EXACT
+    assert abs(spectra.spectral_gap(batch, 1) - 0.5) < EXACT
+    assert np.isnan(spectra.spectral_gap(batch, 3))
     with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
-        pathways.spectral_gap(batch, 0)
+        spectra.spectral_gap(batch, 0)
 
 
 @pytest.mark.parametrize("family", ["olmo2", "llama"])
@@ -87,10 +88,10 @@ def test_layer_terms_add_up_and_each_has_the_rank_of_one_layer(family):
     assert terms.shape == (3, 6, 6, 16, 16)
     assert (attention.earlier(terms.sum(0)) - attention.earlier(whole)).abs().max() < EXACT
     for term in terms:
-        assert attention.numerical_rank(attention.earlier(term)).max() == 2
+        assert spectra.numerical_rank(attention.earlier(term)).max() == 2
     at = torch.arange(6)
     skip = (whole - terms.sum(0))[at, at]  # what is left for j = t: the way along the skip connections
-    assert attention.numerical_rank(skip).min() == 16
+    assert spectra.numerical_rank(skip).min() == 16
 
 
 def test_layer_terms_are_those_of_the_proof():
@@ -112,7 +113,7 @@ def test_path_terms_add_up_and_are_counted_by_a_binomial():
     assert len(paths) == 15  # (4 + 2 choose 2)
     whole = attention.model_jacobians_by_autograd(model, tokens)
     assert (paths.sum(0) - whole[5, 1]).abs().max() < EXACT
-    assert attention.numerical_rank(paths).sum() > 3 * 2
+    assert spectra.numerical_rank(paths).sum() > 3 * 2
     for t, j in ((1, 1), (6, 0), (2, -1)):
         with pytest.raises(ValueError, match="t, j: expected 0 <= j < t < 6"):
             pathways.path_terms(model, tokens, t=t, j=j)
@@ -127,12 +128,12 @@ def test_effective_ranks_are_those_of_each_head_and_position():
     full = attention.head_jacobians(block)[1, 6, :6]  # second layer, second head, last position
     row = table.query("prompt == 1 and layer == 2 and head == 1 and t == 6").iloc[0]
     stacked = torch.cat(list(full), 1)  # [d_head, 6 d]
-    assert abs(row["participation"] - attention.participation_ratio(stacked)) < EXACT
-    assert abs(row["entropy rank"] - attention.entropy_rank(stacked)) < EXACT
-    assert abs(row["breadth"] - attention.breadth(block.alpha[1, 6, :6])) < EXACT
-    assert abs(row["reach"] - attention.breadth(full.square().sum((1, 2)))) < EXACT
+    assert abs(row["participation"] - spectra.participation_ratio(stacked)) < EXACT
+    assert abs(row["entropy rank"] - spectra.entropy_rank(stacked)) < EXACT
+    assert abs(row["breadth"] - spectra.breadth(block.alpha[1, 6, :6])) < EXACT
+    assert abs(row["reach"] - spectra.breadth(full.square().sum((1, 2)))) < EXACT
     W_V = model.model.layers[1].self_attn.v_proj.weight.detach().unflatten(0, (2, 8))
-    assert abs(row["value only"] - attention.participation_ratio(W_V)[1]) < EXACT
+    assert abs(row["value only"] - spectra.participation_ratio(W_V)[1]) < EXACT
     for last in (0, 7):
         with pytest.raises(ValueError, match=f"last: expected 1 to 6, got {last}"):
             pathways.effective_ranks(model, prompts, last=last)
@@ -173,7 +174,7 @@ def _frame(rng: np.random.Generator) -> pd.DataFrame:
 
 def test_means_are_over_prompts_in_the_order_of_the_frame():
     frame = _frame(np.random.default_rng(0))
-    table = pathways.over_prompts(frame, lambda rows: rows["x"].max())
+    table = summaries.over_prompts(frame, lambda rows: rows["x"].max())
     assert list(table.index) == ["b", "a"]
     largest = frame[frame["stage"] == "a"].groupby("prompt")["x"].max()
     row = table.loc["a"]
@@ -183,20 +184,20 @@ def test_means_are_over_prompts_in_the_order_of_the_frame():
     assert abs(row["high"] - row["mean"] - 3 * row["se"]) < EXACT
     assert abs(row["mean"] - row["low"] - 3 * row["se"]) < EXACT
     with pytest.raises(ValueError, match="expected at least 2 prompts for each stage, got 1"):
-        pathways.over_prompts(frame[frame["prompt"] == 0], lambda rows: rows["x"].max())
+        summaries.over_prompts(frame[frame["prompt"] == 0], lambda rows: rows["x"].max())
 
 
 def test_rank_correlation_is_spearman_within_prompts():
     frame = _frame(np.random.default_rng(1))
     frame["y"] = frame["x"] ** 3 + 100.0 * frame["prompt"]  # monotone within a prompt
-    table = pathways.rank_correlation(frame, "x", "y")
+    table = summaries.rank_correlation(frame, "x", "y")
     assert (table["mean"] - 1).abs().max() < EXACT
     frame["y"] = np.random.default_rng(2).normal(size=len(frame))
     one = frame[(frame["stage"] == "b") & (frame["prompt"] == 3)]
     two = frame[(frame["stage"] == "b") & frame["prompt"].isin([3, 4])]
     other = frame[(frame["stage"] == "b") & (frame["prompt"] == 4)]
     expected = np.mean([stats.spearmanr(p["x"], p["y"]).statistic for p in (one, other)])
-    assert abs(pathways.rank_correlation(two, "x", "y")["mean"].item() - expected) < EXACT
+    assert abs(summaries.rank_correlation(two, "x", "y")["mean"].item() - expected) < EXACT
 
 
 def test_group_means_are_taken_off_first():
@@ -204,8 +205,8 @@ def test_group_means_are_taken_off_first():
     frame = _frame(np.random.default_rng(3))
     for column in ("x", "y"):
         frame[column] += 50.0 * frame["head"]
-    raw = pathways.rank_correlation(frame, "x", "y")["mean"]
-    within = pathways.rank_correlation(frame, "x", "y", within=["head"])["mean"]
+    raw = summaries.rank_correlation(frame, "x", "y")["mean"]
+    within = summaries.rank_correlation(frame, "x", "y", within=["head"])["mean"]
     assert raw.min() > 0.6
     assert within.abs().max() < 0.4
     assert "x" in frame

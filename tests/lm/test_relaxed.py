@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replicate.lm import enumeration, gap, recurrence, relaxed
+from replicate.lm import enumeration, recurrence, relaxed, token_path
 from replicate.models.fresh import tiny_model
 
 V, T = 4, 3
@@ -46,7 +46,7 @@ def test_error_of_the_cut_costate_obeys_its_recursion(family):
     cut = relaxed.relaxed_costates(F, s, reward, horizon=T, cut=True)
     states = relaxed.relaxed_rollout(F, s, horizon=T).states
     for t in range(T - 1):
-        p = gap.paths(F, states[t])
+        p = token_path.paths(F, states[t])
         later, lam = (cut[t + 1] - full[t + 1])[0], full[t + 1][0]
         back = p.attention.T @ later[p.kept :] - p.token.T @ lam[p.kept :]
         back[: p.kept] += later[: p.kept]

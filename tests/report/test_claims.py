@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from replicate.report import claims
+from replicate.report import verdicts as ledger
 
 AT = {"where": "(6)", "quantity": "error"}
 
 
 def table():
-    return claims.Verdicts("02_costates", "toy MDPs")
+    return ledger.Verdicts("02_costates", "toy MDPs")
 
 
 def cells(verdicts):
@@ -63,7 +64,7 @@ def test_what_a_row_needs_is_named(options, message):
 
 
 def test_a_row_says_what_was_measured():
-    unsourced = claims.Verdicts("09_ladder", None)
+    unsourced = ledger.Verdicts("09_ladder", None)
     with pytest.raises(ValueError, match="source: 'a' does not say"):
         unsourced.check("a", kind="ours", value=0.0, below=1.0, **AT)
     unsourced.check("b", kind="ours", value=0.0, below=1.0, source="toy MDPs", **AT)
@@ -95,7 +96,7 @@ def test_a_control_that_fails_fails_the_notebook():
     verdicts.check("wrong", kind="paper", value=2.0, below=1.0, **AT)
     verdicts.require_controls()  # a claim that does not hold is a finding, not a failure
     verdicts.control("... and a dropped term fails", value=0.5, above=1.0, **AT)
-    with pytest.raises(claims.ControlFailed, match=r"1 control.*dropped term.*0\.5.*expected > 1"):
+    with pytest.raises(ledger.ControlFailed, match=r"1 control.*dropped term.*0\.5.*expected > 1"):
         verdicts.require_controls()
 
 
@@ -125,7 +126,7 @@ def test_values_are_shown_where_nbval_passes_over_them():
 
 def test_saved_tables_come_back_in_order(tmp_path):
     for name in ("11_b", "02_a"):
-        verdicts = claims.Verdicts(name, "toy MDPs")
+        verdicts = ledger.Verdicts(name, "toy MDPs")
         verdicts.check("holds", kind="paper", value=0.25, below=1.0, **AT)
         verdicts.untestable("hangs", kind="paper", where="(7)", because="no data")
         verdicts.save(tmp_path)
@@ -197,14 +198,14 @@ def test_a_link_leads_to_the_cell_that_made_the_row():
 
 
 def test_papermills_own_cell_is_not_counted(monkeypatch):
-    monkeypatch.setattr(claims, "cell_number", lambda: 9)
-    verdicts = claims.Verdicts("02_costates", "toy MDPs", shift=1)
+    monkeypatch.setattr(ledger, "cell_number", lambda: 9)
+    verdicts = ledger.Verdicts("02_costates", "toy MDPs", shift=1)
     verdicts.check("holds", kind="paper", value=0.0, below=1.0, **AT)
     assert verdicts.rows[0].cell == 8
 
 
 def test_counts_leave_controls_out_and_add_up():
-    other = claims.Verdicts("03_b", "toy MDPs")
+    other = ledger.Verdicts("03_b", "toy MDPs")
     other.check("holds too", kind="paper", value=0.0, below=1.0, **AT)
     assert claims.counts([several(), other]).splitlines()[2:] == [
         "| 02_costates | 2 |  |  | 1 |  |",

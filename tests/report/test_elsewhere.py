@@ -3,12 +3,13 @@
 import pytest
 
 from replicate.report import claims, claims_page, elsewhere, readme
+from replicate.report import verdicts as ledger
 
 AT = {"where": "(6)", "quantity": "error"}
 
 
 def table(value, *, control=2.0, notebook="06_gap"):
-    verdicts = claims.Verdicts(notebook, "toy MDPs")
+    verdicts = ledger.Verdicts(notebook, "toy MDPs")
     verdicts.check("small", kind="paper", value=value, below=1.0, **AT)
     verdicts.control("... and a wrong one is not", value=control, above=1.0, **AT)
     return verdicts
@@ -48,7 +49,7 @@ def test_without_runs_the_page_says_so(folder):
 
 
 def test_a_claim_without_a_number_has_no_range():
-    verdicts = claims.Verdicts("06_gap", "toy MDPs")
+    verdicts = ledger.Verdicts("06_gap", "toy MDPs")
     verdicts.untestable("hangs", kind="paper", where="(7)", because="no data")
     assert str(elsewhere.ranges([[verdicts]])["06_gap", "hangs"]) == "(1)"
 

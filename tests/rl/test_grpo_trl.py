@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from replicate.ladder import corpus
-from replicate.ladder.pretrain import tiny_olmo2
+from replicate.models.fresh import tiny_olmo2
 from replicate.rl.grpo import group_advantages, surrogate_loss
 
 PROMPTS = ("label is red ;", "label is green ; water often answer :", "answer :")

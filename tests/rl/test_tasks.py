@@ -7,15 +7,9 @@ import pytest
 import torch
 
 from replicate.ladder import corpus
-from replicate.rl.tasks.label_copying import (
-    LABELS,
-    WORDS,
-    answers,
-    entropy,
-    evaluate,
-    label_copying,
-    log_policy,
-)
+from replicate.models.logits import entropy, log_policy
+from replicate.rl.prompts import answers, evaluate
+from replicate.rl.tasks.label_copying import LABELS, WORDS, label_copying
 
 
 def draw(count=40, *, labels=8, filler=5, seed=0):

@@ -5,13 +5,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from replicate.ladder.pretrain import tiny_olmo2
+from replicate.models.fresh import tiny_olmo2
+from replicate.models.logits import log_policy
 from replicate.models.precision import full_precision
 from replicate.rl.grpo import group_advantages
 from replicate.rl.policies import SinglePolicy, StackedPolicy
+from replicate.rl.prompts import exact_match
 from replicate.rl.rollout import log_probs_of, sample
-from replicate.rl.tasks.label_copying import label_copying, log_policy
-from replicate.rl.trainer import GRPO, exact_match, train
+from replicate.rl.tasks.label_copying import label_copying
+from replicate.rl.trainer import GRPO, train
 
 VOCAB = 23
 

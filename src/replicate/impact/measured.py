@@ -24,17 +24,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from replicate.checks import one_of
+from replicate.impact.headrooms import headrooms, sample_headrooms
 from replicate.models.answer import AnswerPass, answer_pass, pull_back
+from replicate.models.logits import entropy, log_policy
 from replicate.rl.grpo import group_advantages
-from replicate.rl.tasks.label_copying import Prompts, entropy, log_policy
+from replicate.rl.prompts import Prompts
 
 PolicyName = Literal["categorical", "shift"]
 Advantage = Literal["leave_one_out", "mean", "grpo", "reward"]
-Signal = Literal["V - Delta", "V", "[V - Delta]+", "kappa", "V - sqrt(V Delta)"]
-Headroom = Literal["std", "variance", "kl", "best_of_n"]
 
-PRIMARY_SIGNAL: Signal = "V - Delta"
-PRIMARY_HEADROOM: Headroom = "std"
 _EPS = 1e-4
 
 
@@ -85,7 +84,7 @@ def components(
     reward's units: the default), minus the group's mean, that over the group's std (GRPO), or the bare reward.
     One forward pass and, below the final layer, one batched backward pass through activations.
     """
-    _one_of("advantage", advantage, Advantage)
+    one_of("advantage", advantage, get_args(Advantage))
     return components_by_advantage(
         model,
         prompts,
@@ -116,7 +115,7 @@ def components_by_advantage(
     batch: int = 64,
 ) -> dict[str, Components]:
     """:func:`components` under several advantages from the same passes: A_i scales a score that is pulled back once."""
-    _one_of("policy", policy, PolicyName)
+    one_of("policy", policy, get_args(PolicyName))
     if group_size < 2:
         raise ValueError(f"group_size: expected at least 2 samples a prompt, got {group_size}")
     if prompts.ndim != 2 or labels.shape != prompts.shape[:1] or len(labels) == 0:
@@ -203,7 +202,7 @@ def _summary(samples: _Samples, kind: str) -> dict[str, Tensor]:
     if samples.p is not None:
         strength, V = expected_gain(samples.p, group, kind=kind), matched["V"]
         means = {"V_mean": V, "delta_mean": (strength - 1).square() * V, "kappa_mean": strength * V}
-        spread = {**_headrooms(samples.p), "reward": samples.p}
+        spread = {**headrooms(samples.p), "reward": samples.p}
     else:
         gap, V = empirical - pathwise, _pairs(pathwise, pathwise)
         # The baseline ties the samples of a group together: E<lambda^_i, lambda^_j> exceeds |g|^2 by this share.
@@ -213,7 +212,7 @@ def _summary(samples: _Samples, kind: str) -> dict[str, Tensor]:
             "delta_mean": _pairs(gap, gap) - tie * V,
             "kappa_mean": _pairs(empirical, pathwise),
         }
-        spread = {**_sample_headrooms(samples.rewards), "reward": samples.rewards.mean(1)}
+        spread = {**sample_headrooms(samples.rewards), "reward": samples.rewards.mean(1)}
     return {**matched, **means, **spread, "entropy": entropy(samples.log_probs)}
 
 
@@ -266,126 +265,6 @@ def _normalised(successes: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return (1 - mean) / (std + _EPS), -mean / (std + _EPS)
 
 
-def headroom(
-    probs_correct: Float[Tensor, " prompts"], *, kind: str = PRIMARY_HEADROOM, **options: int | float
-) -> Float[Tensor, " prompts"]:
-    """Reachable headroom (28) per prompt of a 0/1 reward that the policy earns with ``probs_correct``.
-
-    ``"std"`` sqrt(p(1-p)); ``"variance"`` p(1-p); ``"kl"`` the largest gain of a policy within ``delta`` nats
-    (default 0.1) of this one; ``"best_of_n"`` the gain 1 - (1-p)^n - p of the best of ``n`` samples (default 8).
-    """
-    _one_of("kind", kind, Headroom)
-    p = probs_correct
-    if not bool(((p >= 0) & (p <= 1)).all()):
-        raise ValueError("probs_correct: expected probabilities in [0, 1], got something else (or NaN)")
-    known = {"kl": {"delta": 0.1}, "best_of_n": {"n": 8}}.get(kind, {})
-    if unknown := set(options) - set(known):
-        raise ValueError(f"options: kind={kind!r} takes {sorted(known) or 'none'}, got {sorted(unknown)}")
-    chosen = {**known, **options}
-    if any(not value > 0 for value in chosen.values()):
-        raise ValueError(f"options: expected positive numbers, got {chosen}")
-    if kind == "std":
-        return (p * (1 - p)).sqrt()
-    if kind == "variance":
-        return p * (1 - p)
-    if kind == "best_of_n":
-        return 1 - (1 - p) ** chosen["n"] - p
-    return _kl_reachable(p, chosen["delta"])
-
-
-def _kl_reachable(p: Tensor, delta: float) -> Tensor:
-    """max {x : kl(x, p) <= delta} - p of a Bernoulli, by bisection; 1 - p where even x = 1 is within reach."""
-    low, high = p.clone(), torch.ones_like(p)
-    for _ in range(60):
-        middle = (low + high) / 2
-        kl = torch.xlogy(middle, middle / p) + torch.xlogy(1 - middle, (1 - middle) / (1 - p))
-        inside = kl <= delta
-        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-    return torch.where(p == 0, torch.zeros_like(p), torch.where(-p.log() <= delta, 1 - p, low - p))
-
-
-def _headrooms(p: Tensor) -> dict[str, Tensor]:
-    names = {
-        "headroom": "std",
-        "headroom_variance": "variance",
-        "headroom_kl": "kl",
-        "headroom_best_of_n": "best_of_n",
-    }
-    return {name: headroom(p, kind=kind) for name, kind in names.items()}
-
-
-def _sample_headrooms(
-    rewards: Float[Tensor, "prompts group"], n: int = 8, delta: float = 0.1
-) -> dict[str, Tensor]:
-    """The same readings from sampled rewards of any scale."""
-    return {
-        "headroom": rewards.std(1),
-        "headroom_variance": rewards.var(1),
-        "headroom_kl": tilted_gain(rewards, delta),
-        "headroom_best_of_n": expected_best(rewards, min(n, rewards.shape[1])) - rewards.mean(1),
-    }
-
-
-def tilted_gain(rewards: Float[Tensor, "prompts samples"], delta: float) -> Float[Tensor, " prompts"]:
-    """max over reweightings p of the samples with KL(p, uniform) <= delta of E_p R, minus the mean.
-
-    The best reweighting is exponential, p ~ exp(beta R); beta by bisection on its KL, which grows with beta.
-    """
-    rewards = rewards.double()
-    spread = (rewards.amax(1) - rewards.amin(1)).clamp(min=1e-12)
-    scaled = (rewards - rewards.amax(1, keepdim=True)) / spread[:, None]
-    low, high = (
-        torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device),
-        torch.full_like(spread, 1e4),
-    )
-    uniform = -torch.log(torch.tensor(float(rewards.shape[1]), dtype=torch.float64))
-    for _ in range(80):
-        beta = (low + high) / 2
-        log_p = (beta[:, None] * scaled).log_softmax(1)
-        inside = (log_p.exp() * (log_p - uniform)).sum(1) <= delta
-        low, high = torch.where(inside, beta, low), torch.where(inside, high, beta)
-    weights = (low[:, None] * scaled).softmax(1)
-    return (weights * rewards).sum(1) - rewards.mean(1)
-
-
-def expected_best(rewards: Float[Tensor, "prompts samples"], n: int) -> Float[Tensor, " prompts"]:
-    """Unbiased estimate of E max of n independent rewards: the average over all n-subsets of the samples."""
-    total = rewards.shape[1]
-    ranks = torch.arange(1, total + 1, dtype=torch.float64, device=rewards.device)
-    log_weight = _log_choose(ranks - 1, n - 1) - _log_choose(torch.full_like(ranks, total), n)
-    return (rewards.double().sort(1).values * log_weight.exp()).sum(1)
-
-
-def _log_choose(n: Tensor, k: int) -> Tensor:
-    value = (
-        torch.lgamma(n + 1)
-        - torch.lgamma(torch.full_like(n, k + 1.0))
-        - torch.lgamma((n - k + 1).clamp(min=1))
-    )
-    return torch.where(n >= k, value, -torch.inf)
-
-
-def signal(V: float, delta: float, kappa: float, *, kind: str = PRIMARY_SIGNAL) -> float:
-    """One reading of the usable signal (27) from V, Delta and kappa."""
-    _one_of("kind", kind, Signal)
-    if kind == "V":
-        return V
-    if kind == "kappa":
-        return kappa
-    if kind == "V - sqrt(V Delta)":
-        # A conditional Delta is estimated without bias, so it can come out slightly below zero.
-        return V - (max(V, 0.0) * max(delta, 0.0)) ** 0.5
-    difference = V - delta
-    return max(difference, 0.0) if kind == "[V - Delta]+" else difference
-
-
-def choose_checkpoint(scores: Sequence[float]) -> int:
-    """(31): the index of the largest score, the first one in a tie; ``ValueError`` for none or NaN."""
-    if len(scores) == 0 or any(score != score for score in scores):
-        raise ValueError(f"scores: expected at least one number and no NaN, got {list(scores)}")
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
 def gradient_norm_squared(model: nn.Module, prompts: Prompts, *, batch: int = 64) -> float:
     """|grad_theta J|^2, the squared norm of the objective's gradient in parameter space (a baseline of audit A10)."""
     parameters = list(model.parameters())
@@ -397,8 +276,3 @@ def gradient_norm_squared(model: nn.Module, prompts: Prompts, *, batch: int = 64
         objective = log_probs.gather(1, part.labels[:, None]).exp().sum() / len(prompts)
         torch._foreach_add_(total, torch.autograd.grad(objective, parameters))
     return sum(g.double().square().sum().item() for g in total)
-
-
-def _one_of(name: str, value: str, allowed) -> None:
-    if value not in get_args(allowed):
-        raise ValueError(f"{name}: expected one of {get_args(allowed)}, got {value!r}")

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from replicate.ladder.checkpoints import Checkpoint, Ladder
-from replicate.rl.tasks.label_copying import Prompts, evaluate, label_copying
+from replicate.rl.prompts import Prompts, evaluate
+from replicate.rl.tasks.label_copying import label_copying
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import torch
 from filelock import FileLock
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import Olmo2Config, Olmo2ForCausalLM
 from transformers.utils import logging
 
 from replicate import identity
 from replicate.files import replacing, require_writable, sync_folder, write_text
 from replicate.ladder import corpus
 from replicate.ladder.checkpoints import Ladder, open_ladder, snapshot_name
+from replicate.models.fresh import tiny_olmo2
 from replicate.threads import fixed_threads
 
 
@@ -68,40 +68,6 @@ class TinyLadder:
     def inputs(self) -> dict[str, Any]:
         """All that decides the weights, as plain values."""
         return {"spec": asdict(self), **identity.identity(__name__)}
-
-
-def tiny_olmo2(
-    *, layers: int, hidden: int, heads: int, context: int, vocab: int, generator: torch.Generator
-) -> Olmo2ForCausalLM:
-    """A small OLMo-2 with fresh weights drawn from ``generator``: every matrix N(0, 0.02), every norm scale 1.
-
-    Like OLMo-2 it has untied embeddings and more rows than tokens (here: rounded up to a multiple of 32).
-    """
-    config = Olmo2Config(
-        vocab_size=-(-(vocab + 1) // 32) * 32,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=context,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        use_cache=False,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-        dtype="float32",
-    )
-    model = Olmo2ForCausalLM(config)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.normal_(0.0, config.initializer_range, generator=generator)
-            else:
-                weight.fill_(1.0)
-    return model
 
 
 def train(

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from replicate.models.answer import blocks, frozen
-from replicate.models.hooks import first_of, hidden_states, require_eager
+from replicate.checks import one_of
+from replicate.models.hooks import blocks, first_of, frozen, hidden_states, require_eager
 from replicate.models.jacobians import positionwise, rows
 from replicate.models.precision import attention_operands, held_attention, precision_of
 
@@ -104,7 +104,7 @@ def head_jacobians(
     block: Anatomy, *, part: str = "full"
 ) -> Float[Tensor, "heads length length head_dim hidden"]:
     """do_t/dx_j of every head, before the output projection, indexed [head, t, j, out, in]; zero for j > t."""
-    _check_part(part)
+    one_of("part", part, PARTS)
     full = torch.zeros(*block.alpha.shape, *block.dv.shape[2:], dtype=block.v.dtype)
     if part != "score":
         full += block.alpha[..., None, None] * block.dv[:, None]
@@ -122,7 +122,7 @@ def layer_jacobians(block: Anatomy, *, part: str = "full") -> Float[Tensor, "len
     ``part="value"`` holds the attention weights constant, ``"score"`` the values. Diagonal blocks are included, though
     Prop. 3 speaks of j < t. Same formula as :func:`head_jacobians`, the projection applied before pairs are formed.
     """
-    _check_part(part)
+    one_of("part", part, PARTS)
     heads, length = block.alpha.shape[:2]
     project = block.project.unflatten(1, (heads, -1))
     full = torch.zeros(length, block.project.shape[0], length, block.dv.shape[3], dtype=block.v.dtype)
@@ -208,7 +208,7 @@ def layer_jacobians_by_autograd(
 
     Raises ``ValueError`` for a layer out of range, an unknown part and fused attention.
     """
-    _check_part(part)
+    one_of("part", part, PARTS)
     require_eager(model, "attention weights and their derivatives")
     depth = model.config.num_hidden_layers
     if not 1 <= layer <= depth:
@@ -243,40 +243,6 @@ def earlier(blocks_: Float[Tensor, "length length out in"]) -> Float[Tensor, "pa
     """The blocks with j < t, one after another."""
     t, j = torch.tril_indices(blocks_.shape[0], blocks_.shape[1], -1)
     return blocks_[t, j]
-
-
-def numerical_rank(matrices: Float[Tensor, "*batch out in"], *, rtol: float = 1e-10) -> Int[Tensor, "*batch"]:
-    """Number of singular values above ``rtol`` times the largest; 0 for a matrix of zeros.
-
-    The default stands between round-off in float64 (1e-15) and the smallest genuine singular values of a tiny model.
-    """
-    values = torch.linalg.svdvals(matrices)
-    return ((values > rtol * values[..., :1]) & (values[..., :1] > 0)).sum(-1)
-
-
-def participation_ratio(matrices: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch"]:
-    """(sum s^2)^2 / sum s^4 over singular values s: how many directions carry the Jacobian; 0 for zeros."""
-    power = torch.linalg.svdvals(matrices).square()
-    return torch.nan_to_num(power.sum(-1).square() / power.square().sum(-1), nan=0.0)
-
-
-def entropy_rank(matrices: Float[Tensor, "*batch out in"]) -> Float[Tensor, "*batch"]:
-    """exp of the entropy of s^2 / sum s^2 over singular values s; 0 for zeros."""
-    power = torch.linalg.svdvals(matrices).square()
-    total = power.sum(-1)
-    spread = torch.special.entr(power / total.clamp_min(1e-300)[..., None]).sum(-1).exp()
-    return torch.where(total > 0, spread, 0.0)
-
-
-def breadth(alpha: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch"]:
-    """exp of the entropy of attention weights over a context, after normalising them: a number of positions."""
-    share = alpha / alpha.sum(-1, keepdim=True)
-    return torch.special.entr(share).sum(-1).exp()
-
-
-def _check_part(part: str) -> None:
-    if part not in PARTS:
-        raise ValueError(f"part: expected one of {PARTS}, got {part!r}")
 
 
 def _blocked(full: Float[Tensor, "1 outs length hidden"], length: int) -> Tensor:

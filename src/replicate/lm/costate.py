@@ -20,11 +20,10 @@ from torch.nn import functional as F
 
 from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
 from replicate.models import olmo2
-from replicate.models.answer import frozen
-from replicate.models.hooks import hidden_states, require_eager
+from replicate.models.hooks import frozen, hidden_states, require_eager
 from replicate.models.jacobians import rows
+from replicate.models.logits import log_policy
 from replicate.models.precision import precision_of
-from replicate.rl.tasks.label_copying import log_policy
 
 
 def layer_costates(

@@ -7,14 +7,15 @@ prompt are not independent.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from replicate.lm import attention
+from replicate.lm import attention, spectra
+from replicate.lm.spectra import spectral_gap
 
 
 def against_autograd(model: nn.Module, tokens: Int[Tensor, " length"]) -> pd.DataFrame:
@@ -79,7 +80,7 @@ def ranks(model: nn.Module, tokens: Int[Tensor, " length"], *, rtol: float = 1e-
     whole = attention.model_jacobians(model, tokens)
     through, at = attention.earlier(whole), torch.arange(len(tokens))
     one_rank, through_rank, own_rank = (
-        attention.numerical_rank(x, rtol=rtol) for x in (one, through, whole[at, at])
+        spectra.numerical_rank(x, rtol=rtol) for x in (one, through, whole[at, at])
     )
     return {
         "layers": shape.layers,
@@ -113,19 +114,8 @@ def head_ranks(
             0, 1
         )  # [heads, hidden, d_head]
         carried = project[:, None] @ attention.head_jacobians(block)[:, -1, :-1]  # [heads, j, hidden, hidden]
-        found.append(attention.numerical_rank(carried, rtol=rtol).amax(1))
+        found.append(spectra.numerical_rank(carried, rtol=rtol).amax(1))
     return torch.stack(found)
-
-
-def spectral_gap(matrices: Float[Tensor, "*batch out in"], count: int) -> float:
-    """Largest ratio of the (count + 1)-th to the count-th singular value over the batch: round-off where ``count`` is
-    the rank, whatever the tolerance. NaN where there is no (count + 1)-th. Raises ``ValueError`` for count < 1."""
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
-    values = torch.linalg.svdvals(matrices)
-    if count >= values.shape[-1]:
-        return float("nan")
-    return float((values[..., count] / values[..., count - 1]).max())
 
 
 def layer_terms(
@@ -212,38 +202,6 @@ def term_sizes(model: nn.Module, prompts: Int[Tensor, "prompts length"]) -> pd.D
     return pd.concat(tables, ignore_index=True)
 
 
-def rank_correlation(
-    frame: pd.DataFrame, x: str, y: str, *, within: Sequence[str] = (), by: str = "stage"
-) -> pd.DataFrame:
-    """Spearman's correlation of two columns, one number a prompt, averaged by :func:`over_prompts`.
-
-    ``within`` names columns (``["layer", "head", "t"]``) whose group means are first taken off both, so that only what
-    differs between prompts is left.
-    """
-    frame = frame[[by, "prompt", x, y, *within]].copy()
-    if within:
-        for column in (x, y):
-            frame[column] -= frame.groupby([by, *within])[column].transform("mean")
-    return over_prompts(frame, lambda rows: rows[x].corr(rows[y], method="spearman"), by=by)
-
-
-def over_prompts(
-    frame: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], *, by: str = "stage"
-) -> pd.DataFrame:
-    """``statistic`` of each prompt's rows, then per value of ``by``, in the order of the frame: ``mean`` over prompts,
-    its standard error ``se``, the number of ``prompts``, and ``low`` and ``high``, the mean less and plus 3 se.
-
-    Raises ``ValueError`` for a group with fewer than two prompts.
-    """
-    columns = [c for c in frame.columns if c not in (by, "prompt")]
-    numbers = frame.groupby([by, "prompt"], sort=False)[columns].apply(statistic).groupby(by, sort=False)
-    table = numbers.agg(["mean", "sem", "count"])
-    if table["count"].min() < 2:
-        raise ValueError(f"frame: expected at least 2 prompts for each {by}, got {table['count'].min()}")
-    table.columns = ["mean", "se", "prompts"]
-    return table.assign(low=table["mean"] - 3 * table["se"], high=table["mean"] + 3 * table["se"])
-
-
 def _through_attention(block: attention.Anatomy) -> Float[Tensor, "length length hidden hidden"]:
     """What the block's output at t owes to its input at i by way of attention, [t, i, out, in]."""
     return block.after[:, None] @ attention.layer_jacobians(block) @ block.below
@@ -269,11 +227,11 @@ def _effective_ranks_at(block: attention.Anatomy, full: Tensor, value: Tensor, t
         x[:, t, :t].transpose(1, 2).flatten(2) for x in (full, value)
     )  # [heads, d_head, t x d]
     columns = {
-        "breadth": attention.breadth(block.alpha[:, t, :t]),
-        "reach": attention.breadth(full[:, t, :t].square().sum((2, 3))),
-        "participation": attention.participation_ratio(stacked),
-        "entropy rank": attention.entropy_rank(stacked),
-        "value only": attention.participation_ratio(value_only),
+        "breadth": spectra.breadth(block.alpha[:, t, :t]),
+        "reach": spectra.breadth(full[:, t, :t].square().sum((2, 3))),
+        "participation": spectra.participation_ratio(stacked),
+        "entropy rank": spectra.entropy_rank(stacked),
+        "value only": spectra.participation_ratio(value_only),
         "head": torch.arange(len(full)),
     }
     return pd.DataFrame({name: x.numpy() for name, x in columns.items()})

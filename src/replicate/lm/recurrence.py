@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from replicate.models.answer import frozen
-from replicate.models.hooks import require_eager
+from replicate.models.fresh import tiny_model
+from replicate.models.hooks import frozen, require_eager
+from replicate.models.logits import log_policy
 from replicate.models.precision import precision_of
-from replicate.rl.tasks.label_copying import log_policy
 
 State = Float[Tensor, "batch state"]
 Embedded = Float[Tensor, "batch dim"]
@@ -220,3 +220,16 @@ def _ends(vocab: int, hidden: int, gain: float, generator: torch.Generator) -> t
     embeddings = torch.randn(vocab, hidden, dtype=torch.float64, generator=generator)
     head = torch.randn(vocab, hidden, dtype=torch.float64, generator=generator) * (2 * gain / hidden**0.5)
     return embeddings, head
+
+
+def fresh_start(
+    family: str, *, vocab: int, generator: torch.Generator, **size
+) -> tuple[Recurrence, Float[Tensor, "1 n"]]:
+    """A model with fresh weights and its state s_1: a transformer after a random prompt of four tokens, or, for
+    ``"gru"``, a gated recurrent unit after one token. ``size`` goes to :func:`replicate.models.fresh.tiny_model`."""
+    if family == "gru":
+        model = gru(vocab=vocab, hidden=8, generator=generator)
+        return model, model.read(torch.zeros(1, 8, dtype=torch.float64), torch.zeros(1, dtype=torch.long))
+    small = tiny_model(family, vocab=vocab, generator=generator, **size)
+    prompt = torch.randint(vocab, (1, 4), generator=generator)
+    return transformer(small), prompt_state(small, prompt)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from replicate.lm.enumeration import scores
 from replicate.lm.recurrence import Recurrence, Scale, State, differentiable, unroll
-from replicate.rl.tasks.label_copying import entropy
+from replicate.models.logits import entropy
 
 SoftReward = Callable[[Tensor], Tensor]
 """Rewards [batch] of soft tokens [batch, T, vocab]."""

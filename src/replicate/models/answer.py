@@ -9,8 +9,6 @@ Parameters stay out of the graph: gradients run through activations only, and on
 both passes are written out in :mod:`replicate.models.olmo2`, which takes less time; other models go through autograd.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replicate.models import olmo2
+from replicate.models.hooks import blocks, frozen
 
 
 @dataclass(frozen=True)
@@ -104,28 +103,6 @@ def _by_hand(model: nn.Module, tokens: Int[Tensor, "prompts length"], layer: int
         logits = model.lm_head(final)
     weight = model.lm_head.weight.detach()
     return AnswerPass(final, logits, None if top else tape.state, weight, None if top else tape)
-
-
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's decoder blocks: the one module list as long as the configuration says."""
-    depth = model.config.num_hidden_layers
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(found) != 1:
-        raise ValueError(f"model: expected one list of {depth} decoder blocks, found {len(found)}")
-    return found[0]
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside; what did before does again after."""
-    asked = [p for p in model.parameters() if p.requires_grad]
-    for p in asked:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in asked:
-            p.requires_grad_(True)
 
 
 def _cut(seen: dict[str, Tensor], output):

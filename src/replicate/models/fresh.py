@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from replicate.checks import one_of
+
 FAMILIES = ("olmo2", "llama", "gpt2")
 
 
@@ -42,8 +44,7 @@ def tiny_model(
     has neither, and ties its head to its embeddings. Raises ``ValueError`` for an unknown family, for a shape the
     family cannot have, and for an odd head size where positions are rotated.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family: expected one of {FAMILIES}, got {family!r}")
+    one_of("family", family, FAMILIES)
     if (head_dim is None or family == "llama") and hidden % heads:
         raise ValueError(f"hidden, heads: expected hidden a multiple of heads, got {hidden} and {heads}")
     if family == "gpt2" and (head_dim is not None or kv_heads is not None):
@@ -108,3 +109,37 @@ def _draw(model: nn.Module, gain: float, generator: torch.Generator) -> None:
             weight.normal_(0.0, 1.0, generator=generator)
         elif weight.ndim == 2:
             weight.normal_(0.0, gain / math.sqrt(weight.shape[-1]), generator=generator)
+
+
+def tiny_olmo2(
+    *, layers: int, hidden: int, heads: int, context: int, vocab: int, generator: torch.Generator
+) -> Olmo2ForCausalLM:
+    """A small OLMo-2 with fresh weights drawn from ``generator``: every matrix N(0, 0.02), every norm scale 1.
+
+    Like OLMo-2 it has untied embeddings and more rows than tokens (here: rounded up to a multiple of 32).
+    """
+    config = Olmo2Config(
+        vocab_size=-(-(vocab + 1) // 32) * 32,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        use_cache=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+        dtype="float32",
+    )
+    model = Olmo2ForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.normal_(0.0, config.initializer_range, generator=generator)
+            else:
+                weight.fill_(1.0)
+    return model

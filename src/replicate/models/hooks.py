@@ -1,9 +1,10 @@
 """What the modules of section 4 need to know of a model of ``transformers``, whatever its architecture."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from jaxtyping import Int
 from torch import Tensor, nn
-
-from replicate.models.answer import blocks
 
 
 def require_eager(model: nn.Module, why: str) -> None:
@@ -45,3 +46,25 @@ def _note_input(seen: list[Tensor]):
         seen.append(args[0] if args else kwargs["hidden_states"])
 
     return note
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's decoder blocks: the one module list as long as the configuration says."""
+    depth = model.config.num_hidden_layers
+    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(found) != 1:
+        raise ValueError(f"model: expected one list of {depth} decoder blocks, found {len(found)}")
+    return found[0]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside; what did before does again after."""
+    asked = [p for p in model.parameters() if p.requires_grad]
+    for p in asked:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in asked:
+            p.requires_grad_(True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from replicate.report import claims, elsewhere
+from replicate.report import claims, elsewhere, verdicts
 
 AUDITS = Path(__file__).with_name("audits.md")
 """A1 to A10 and B1 to B15, one sentence each, as a Markdown table."""
@@ -52,7 +52,7 @@ def render(results: Path, elsewhere_folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def agreement(tables: list[claims.Verdicts], runs: dict[str, list[claims.Verdicts]]) -> str:
+def agreement(tables: list[verdicts.Verdicts], runs: dict[str, list[verdicts.Verdicts]]) -> str:
     """One sentence: in how many runs elsewhere the published verdicts came out the same, or which did not."""
     if not runs:
         return "No such run is recorded."

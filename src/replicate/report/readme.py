@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from replicate.report import claims, claims_page, elsewhere
+from replicate.report import claims, claims_page, elsewhere, verdicts
 
 
 def claims_block(folder: Path, elsewhere_folder: Path) -> str:
@@ -12,7 +12,7 @@ def claims_block(folder: Path, elsewhere_folder: Path) -> str:
     tables = claims.load(folder / "verdicts")
     if not tables:
         raise ValueError(f"{folder}: no verdicts in this folder")
-    words = [word for word in claims.VOCABULARY if word != "reproduced"]
+    words = [word for word in verdicts.VOCABULARY if word != "reproduced"]
     paper = claims.claims_map(tables, only=words, kinds=("paper",), notebooks="notebooks")
     agreement = claims_page.agreement(tables, elsewhere.load(elsewhere_folder))
     return (

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from replicate.checks import one_of
+
 Baseline = Literal["mean", "leave_one_out"]
 Scale = Literal["std", "none"]
 Length = Literal["sequence", "token", "constant"]
@@ -39,8 +41,8 @@ def group_advantages(
     gives exact zeros. Raises ``ValueError`` for an empty group, rewards that are not finite, an unknown convention,
     or a group of one where the baseline or the scale needs two.
     """
-    _choice("baseline", baseline, ("mean", "leave_one_out"))
-    _choice("scale", scale, ("std", "none"))
+    one_of("baseline", baseline, ("mean", "leave_one_out"))
+    one_of("scale", scale, ("std", "none"))
     if rewards.ndim != 2 or rewards.numel() == 0:
         raise ValueError(
             f"rewards: expected [prompts, group] with both at least 1, got {list(rewards.shape)}"
@@ -79,7 +81,7 @@ def surrogate_loss(
     completion without a token contributes 0. ``length="constant"`` needs ``max_length``, the longest completion
     allowed, which is not the longest in the batch.
     """
-    _choice("length", length, ("sequence", "token", "constant"))
+    one_of("length", length, ("sequence", "token", "constant"))
     if logp.numel() == 0:
         raise ValueError(f"logp: expected at least one completion and one token, got {list(logp.shape)}")
     if not clip > 0:
@@ -111,8 +113,3 @@ def k3(
     """The k3 estimate of KL(pi_theta, pi_ref) per token, u - log u - 1 with u = pi_ref / pi_theta; never negative."""
     log_u = torch.where(mask, logp_ref.detach() - logp, 0.0)
     return log_u.exp() - log_u - 1
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")

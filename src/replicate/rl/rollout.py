@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from replicate.models.logits import entropy, log_policy
 from replicate.rl.policies import Cache, Policy, repeat_cache
-from replicate.rl.tasks.label_copying import entropy, log_policy
 
 
 @dataclass(frozen=True)

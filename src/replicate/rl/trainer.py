@@ -4,19 +4,18 @@ Each lane (seed) has its own prompts, its own uniform numbers and its own parame
 whoever it shares the batch with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from replicate.models.logits import log_policy
 from replicate.rl.grpo import Baseline, Length, Scale, group_advantages, k3, surrogate_loss
 from replicate.rl.policies import Policy
+from replicate.rl.prompts import Prompts, Reward, answers, exact_match
 from replicate.rl.rollout import log_probs_of, sample
-from replicate.rl.tasks.label_copying import Prompts, answers, log_policy
-
-Reward = Callable[[Int[Tensor, "rows group T"], Int[Tensor, " rows"]], Float[Tensor, "rows group"]]
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,6 @@ class Curve:
     seed: int
     updates: list[dict[str, float]] = field(default_factory=list)
     budgets: dict[int, dict[str, float]] = field(default_factory=dict)
-
-
-def exact_match(
-    tokens: Int[Tensor, "rows group T"], labels: Int[Tensor, " rows"]
-) -> Float[Tensor, "rows group"]:
-    """R = 1 if the (one) sampled token is the label, else 0."""
-    return (tokens[..., 0] == labels[:, None]).float()
 
 
 def train(

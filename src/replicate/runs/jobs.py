@@ -14,7 +14,7 @@ from replicate import identity
 from replicate.ladder.checkpoints import Checkpoint, Ladder, open_ladder
 from replicate.ladder.corpus import Mixture
 from replicate.ladder.pretrain import TinyLadder, train
-from replicate.rl.tasks.label_copying import Prompts
+from replicate.rl.prompts import Prompts
 from replicate.runs import measurement, paths, provenance, response
 from replicate.runs import prompts as prompt_draws
 from replicate.runs.params import ScaleParameters

@@ -8,7 +8,7 @@ import torch
 
 from replicate.impact.measured import PolicyName, components_by_advantage, gradient_norm_squared
 from replicate.ladder.checkpoints import Checkpoint
-from replicate.rl.tasks.label_copying import Prompts, evaluate
+from replicate.rl.prompts import Prompts, evaluate
 from replicate.runs import prompts
 from replicate.threads import fixed_threads
 

@@ -13,8 +13,8 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from replicate.ladder.checkpoints import Ladder
-from replicate.report.claims import Verdicts, cell_number
 from replicate.report.figures import style
+from replicate.report.verdicts import Verdicts, cell_number
 from replicate.runs import jobs, paths, preflight, tables
 from replicate.runs.params import MapParameters, Parameters, ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from replicate.ladder.checkpoints import Checkpoint
-from replicate.rl.tasks.label_copying import Prompts, label_copying
+from replicate.rl.prompts import Prompts
+from replicate.rl.tasks.label_copying import label_copying
 
 SETTINGS = ("SEED", "LABELS", "FILLER", "EVAL_PROMPTS", "DEVICE")
 """What the held-out prompts depend on; the pool depends on ``POOL_PROMPTS`` as well."""

@@ -8,7 +8,9 @@ from typing import get_args
 import pandas as pd
 
 from replicate.files import replacing, write_text
-from replicate.impact.measured import PRIMARY_SIGNAL, Headroom, PolicyName, Signal, signal
+from replicate.impact.headrooms import Headroom
+from replicate.impact.measured import PolicyName
+from replicate.impact.scores import PRIMARY_SIGNAL, Signal, signal
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs.params import ScaleParameters
 from replicate.runs.sweep import records

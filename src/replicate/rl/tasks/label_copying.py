@@ -12,12 +12,10 @@ tiny ladder and for a byte-pair tokenizer such as OLMo-2's; :func:`label_copying
 is not exactly one more token, or where prompts differ in length.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+
+from replicate.rl.prompts import Prompts
 
 _LABELS = """
     red green blue black white brown gold silver gray pink orange purple yellow cream copper rose
@@ -38,34 +36,6 @@ _WORDS = """
     ocean often old once open order other page paper part
 """
 WORDS = tuple(_WORDS.split())
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """A batch of label-copying prompts of one length.
-
-    ``tokens`` [prompts, length] is the prompt, ``labels`` [prompts] the token id of the right answer, ``label_set``
-    [labels] the token ids of all labels, ``vocab`` the number of token ids in use (rows from there on are padding).
-    """
-
-    text: tuple[str, ...]
-    tokens: Int[Tensor, "prompts length"]
-    labels: Int[Tensor, " prompts"]
-    label_set: Int[Tensor, " labels"]
-    vocab: int
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def select(self, index: Int[Tensor, " chosen"]) -> "Prompts":
-        """The prompts at ``index`` (repeats allowed), in that order."""
-        text = tuple(self.text[i] for i in index.tolist())
-        return Prompts(text, self.tokens[index], self.labels[index], self.label_set, self.vocab)
-
-    def to(self, device: torch.device | str) -> "Prompts":
-        """The same prompts with their tensors on ``device``."""
-        move = (t.to(device) for t in (self.tokens, self.labels, self.label_set))
-        return Prompts(self.text, *move, self.vocab)
 
 
 def prompt_text(label: str, filler: list[str]) -> str:
@@ -104,54 +74,3 @@ def _answer_id(tokenizer, prompt: str, label: str) -> int:
     if after[-1] == getattr(tokenizer, "unk_token_id", None):
         raise ValueError(f"tokenizer: label {label!r} is not in its vocabulary")
     return after[-1]
-
-
-def log_policy(logits: Float[Tensor, "*batch rows"], *, vocab: int) -> Float[Tensor, "*batch vocab"]:
-    """log pi over the ``vocab`` token ids in use; padding rows are left out before normalising."""
-    if not 1 <= vocab <= logits.shape[-1]:
-        raise ValueError(f"vocab: expected 1 to {logits.shape[-1]} (the model's rows), got {vocab}")
-    return logits[..., :vocab].log_softmax(-1)
-
-
-def entropy(log_probs: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
-    """Entropy in nats of distributions given by their logarithms (0 log 0 = 0)."""
-    return torch.special.entr(log_probs.exp()).sum(-1)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model does at the answer position, per prompt.
-
-    ``correct`` [prompts] is pi(y | q), whose mean is J; ``label_mass`` [prompts] the mass on all labels;
-    ``entropy`` [prompts] in nats over the whole vocabulary; ``top`` [prompts] whether y is the most likely token.
-    """
-
-    correct: Float[Tensor, " prompts"]
-    label_mass: Float[Tensor, " prompts"]
-    entropy: Float[Tensor, " prompts"]
-    top: Float[Tensor, " prompts"]
-
-
-def answers(log_probs: Float[Tensor, "prompts vocab"], prompts: Prompts) -> Answers:
-    """Reads J and its companions off the log-probabilities at the answer position."""
-    probs = log_probs.exp()
-    return Answers(
-        correct=probs.gather(-1, prompts.labels[:, None]).squeeze(-1),
-        label_mass=probs[:, prompts.label_set].sum(-1),
-        entropy=entropy(log_probs),
-        top=(probs.argmax(-1) == prompts.labels).to(probs.dtype),
-    )
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, prompts: Prompts, *, batch: int = 256) -> Answers:
-    """:func:`answers` of ``model`` on ``prompts``, in batches; only the answer position's logits are computed."""
-    parts = []
-    for start in range(0, len(prompts), batch):
-        chunk = prompts.select(torch.arange(start, min(start + batch, len(prompts))))
-        logits = model(input_ids=chunk.tokens, logits_to_keep=1, use_cache=False).logits[:, -1]
-        # A softmax in bfloat16 would lose J's third digit; float64 models keep their precision.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        parts.append(answers(log_policy(logits, vocab=prompts.vocab), chunk))
-    names = ("correct", "label_mass", "entropy", "top")
-    return Answers(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

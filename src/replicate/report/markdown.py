@@ -1,0 +1,11 @@
+"""Tables in Markdown."""
+
+
+def head(*names: str, numbers: int = 0) -> str:
+    plain = len(names) - numbers
+    return row(*names) + "\n|" + "---|" * plain + "--:|" * numbers + "\n"
+
+
+def row(*cells: str) -> str:
+    # A bar inside a cell, as in |z|, would end it.
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,322 @@
+"""Verdicts on claims, written by code from measured numbers.
+
+A notebook collects one :class:`Verdict` a claim in a :class:`Verdicts` table, shows the table as its last output and
+saves it as JSON. The map of claims in notebook 00, ``CLAIMS.md`` and the README's tables are made from those files.
+
+Every row says whose claim it is (``kind``):
+
+- ``paper``: a statement of the paper under audit;
+- ``background``: textbook knowledge that the argument rests on;
+- ``ours``: a repair, an extension, an audit or a counterexample of this project;
+- ``control``: a wrong estimator, or a broken setting, that the check above it must reject. Controls stand in the
+  notebook's table and stay out of the map; a failed one means that a check has no teeth, and fails the notebook.
+
+and in which direction its number speaks (``polarity``): a row of :meth:`Verdicts.check` supports its claim when the
+criterion is met, one of :meth:`Verdicts.refutes` speaks against it, one of :meth:`Verdicts.empties` shows that it holds
+and says nothing.
+
+The number that was measured is always shown, between backquotes. Strict nbval compares the tables between machines and
+would stumble over its last digits; ``notebooks/sanitize.cfg`` tells it to pass over numbers in backquotes.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from replicate.files import write_text
+from replicate.report import markdown
+
+VOCABULARY = (
+    "reproduced",
+    "reproduced with a repair",
+    "true but vacuous here",
+    "not reproduced",
+    "not testable here",
+)
+
+
+Kind = Literal["paper", "background", "ours", "control"]
+
+
+Polarity = Literal["supports", "refutes", "empties"]
+
+
+WHOSE: dict[Kind, str] = {
+    "paper": "the paper's",
+    "background": "background",
+    "ours": "ours",
+    "control": "control",
+}
+
+
+# What the column "met" says when the criterion is met, and when it is missed.
+_MET: dict[Polarity, tuple[str, str]] = {
+    "supports": ("PASS", "FAIL"),
+    "refutes": ("refuted", "not refuted"),
+    "empties": ("says nothing", "binds"),
+}
+
+
+# And what stands before the criterion.
+_ASKED: dict[Polarity, str] = {"supports": "", "refutes": "refuted if ", "empties": "says nothing if "}
+
+
+class ControlFailed(AssertionError):
+    """A check accepted what it must reject: the rows beside it prove nothing."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim: whose it is, the quantity that tests it, what was measured, what was asked of it, the verdict.
+
+    ``source`` says what was measured (toy MDPs, which ladder); ``cell`` is the number of the notebook's code cell;
+    ``passed`` whether the criterion is met, which for a row that ``refutes`` speaks against the claim.
+    """
+
+    claim: str
+    kind: Kind
+    where: str
+    quantity: str
+    value: float | None
+    criterion: str
+    passed: bool
+    verdict: str
+    source: str
+    polarity: Polarity = "supports"
+    cell: int | None = None
+
+
+@dataclass(repr=False)
+class Verdicts:
+    """The verdict table of one notebook. ``source`` says what most rows measured; a row may name its own.
+
+    ``shift`` is by how much the numbers of code cells run ahead of those of the committed notebook: Papermill adds a
+    cell of its own when it is given parameters.
+    """
+
+    notebook: str
+    source: str | None
+    rows: list[Verdict] = field(default_factory=list)
+    shift: int = 0
+
+    def __iter__(self) -> Iterator[Verdict]:
+        return iter(self.rows)
+
+    def check(
+        self,
+        claim: str,
+        *,
+        kind: str,
+        where: str,
+        quantity: str,
+        value: float,
+        below: float | None = None,
+        above: float | None = None,
+        if_true: str = "reproduced",
+        if_false: str = "not reproduced",
+        source: str | None = None,
+    ) -> None:
+        """Judges ``claim`` by whether ``above < value < below`` (either side may be left out).
+
+        ``kind`` is whose claim it is, ``where`` names the equation, proposition, figure or audit. A value that is not
+        finite never passes. Raises ``ValueError`` without a bound, without a source, and for a verdict outside the
+        vocabulary.
+        """
+        if kind == "control":
+            raise ValueError(
+                f"check of {claim!r}: expected paper, background or ours, got a control; use control()"
+            )
+        self._judge(claim, kind, where, quantity, value, below, above, (if_true, if_false), source)
+
+    def control(
+        self,
+        claim: str,
+        *,
+        where: str,
+        quantity: str,
+        value: float,
+        below: float | None = None,
+        above: float | None = None,
+        source: str | None = None,
+    ) -> None:
+        """A wrong answer that the check above must reject; the bounds say how clearly.
+
+        Missing them fails the notebook, see :meth:`require_controls`.
+        """
+        self._judge(claim, "control", where, quantity, value, below, above, ("-", "-"), source)
+
+    def refutes(
+        self,
+        claim: str,
+        *,
+        kind: str = "paper",
+        where: str,
+        quantity: str,
+        value: float,
+        below: float | None = None,
+        above: float | None = None,
+        source: str | None = None,
+    ) -> None:
+        """A measurement that speaks *against* ``claim`` if ``above < value < below``: then it is not reproduced."""
+        words = ("not reproduced", "reproduced")
+        self._judge(claim, kind, where, quantity, value, below, above, words, source, polarity="refutes")
+
+    def empties(
+        self,
+        claim: str,
+        *,
+        kind: str = "paper",
+        where: str,
+        quantity: str,
+        value: float,
+        below: float | None = None,
+        above: float | None = None,
+        source: str | None = None,
+    ) -> None:
+        """A measurement that shows, if ``above < value < below``, that ``claim`` is true and says nothing here."""
+        words = ("true but vacuous here", "reproduced")
+        self._judge(claim, kind, where, quantity, value, below, above, words, source, polarity="empties")
+
+    def untestable(
+        self, claim: str, *, kind: str, where: str, because: str, source: str | None = None
+    ) -> None:
+        """Records a claim that these parameters cannot test, and the reason."""
+        row = Verdict(
+            claim=claim,
+            kind=_kind(kind),
+            where=where,
+            quantity=because,
+            value=None,
+            criterion="-",
+            passed=True,
+            verdict="not testable here",
+            source=self._source(claim, source),
+            cell=self._cell(),
+        )
+        self.rows.append(row)
+
+    def _judge(
+        self,
+        claim,
+        kind,
+        where,
+        quantity,
+        value,
+        below,
+        above,
+        words,
+        source,
+        *,
+        polarity: Polarity = "supports",
+    ) -> None:
+        if below is None and above is None:
+            raise ValueError(f"check of {claim!r}: expected a bound below= or above=, got neither")
+        for word in words:
+            if word not in VOCABULARY and kind != "control":
+                raise ValueError(f"verdict: expected one of {VOCABULARY}, got {word!r}")
+        # Plain Python numbers: a table is saved as JSON, and tensors or numpy's numbers are welcome.
+        value, below, above = (None if number is None else float(number) for number in (value, below, above))
+        passed = (
+            math.isfinite(value) and (below is None or value < below) and (above is None or value > above)
+        )
+        criterion = " and ".join(
+            f"{sign} {_bound(bound)}" for sign, bound in ((">", above), ("<", below)) if bound is not None
+        )
+        row = Verdict(
+            claim=claim,
+            kind=_kind(kind),
+            where=where,
+            quantity=quantity,
+            value=value if math.isfinite(value) else None,
+            criterion=criterion,
+            passed=passed,
+            verdict=words[0] if passed else words[1],
+            source=self._source(claim, source),
+            polarity=polarity,
+            cell=self._cell(),
+        )
+        self.rows.append(row)
+
+    def _source(self, claim: str, source: str | None) -> str:
+        if found := source or self.source:
+            return found
+        raise ValueError(f"source: {claim!r} does not say what was measured; give source=")
+
+    def _cell(self) -> int | None:
+        number = cell_number()
+        return None if number is None else number - self.shift
+
+    @property
+    def failed(self) -> list[Verdict]:
+        """The rows whose measured number misses its criterion."""
+        return [row for row in self.rows if not row.passed]
+
+    def require_controls(self) -> None:
+        """Raises :class:`ControlFailed` naming every control that missed its criterion."""
+        toothless = [row for row in self.failed if row.kind == "control"]
+        if toothless:
+            named = "; ".join(f"{row.claim!r}: {number(row)}, expected {row.criterion}" for row in toothless)
+            raise ControlFailed(f"{self.notebook}: {len(toothless)} control(s) failed: {named}")
+
+    def __repr__(self) -> str:
+        """Short, and without digits: nbval compares it between machines."""
+        return f"<verdicts of {self.notebook}: {len(self.rows)} rows>"
+
+    def _repr_markdown_(self) -> str:
+        head = markdown.head("whose", "claim", "where", "quantity", "value", "criterion", "met", "verdict")
+        return head + "\n".join(_row(r) for r in self.rows)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Writes ``folder/<notebook>.json`` in one step and returns its path."""
+        path = Path(folder) / f"{self.notebook}.json"
+        rows = [asdict(row) for row in self.rows]
+        write_text(
+            path, json.dumps({"notebook": self.notebook, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
+        )
+        return path
+
+
+def _row(r: Verdict) -> str:
+    met = "-" if r.value is None and r.passed else _MET[r.polarity][0 if r.passed else 1]
+    verdict = r.verdict if r.kind == "control" else f"**{r.verdict}**"
+    return markdown.row(
+        WHOSE[r.kind], r.claim, r.where, r.quantity, number(r), asked_criterion(r), met, verdict
+    )
+
+
+def asked_criterion(r: Verdict) -> str:
+    """What was asked of the number; of a row that speaks against its claim, when it does so."""
+    return r.criterion if r.criterion == "-" else _ASKED[r.polarity] + r.criterion
+
+
+def _bound(bound: float) -> str:
+    """A bound in few digits; a tolerance beside a round number is said, not rounded away."""
+    text = f"{bound:.4g}"
+    excess = bound - float(text)
+    return f"{text} {'+' if excess > 0 else '-'} {abs(excess):.0e}" if 1e-15 < abs(excess) < 1e-6 else text
+
+
+def number(r: Verdict) -> str:
+    if r.criterion == "-":
+        return "-"
+    return "not finite" if r.value is None else f"`{r.value:.3g}`"
+
+
+def _kind(kind: str) -> Kind:
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind: expected one of {get_args(Kind)}, got {kind!r}")
+    return kind
+
+
+def cell_number() -> int | None:
+    """The number of the code cell that is being executed; None outside a notebook."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    shell = get_ipython()
+    return None if shell is None else shell.execution_count

@@ -1,0 +1,86 @@
+"""A batch of prompts with one right token each, and what a model answers to them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from replicate.models.logits import entropy, log_policy
+
+Reward = Callable[[Int[Tensor, "rows group T"], Int[Tensor, " rows"]], Float[Tensor, "rows group"]]
+
+
+def exact_match(
+    tokens: Int[Tensor, "rows group T"], labels: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows group"]:
+    """R = 1 if the (one) sampled token is the label, else 0."""
+    return (tokens[..., 0] == labels[:, None]).float()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of label-copying prompts of one length.
+
+    ``tokens`` [prompts, length] is the prompt, ``labels`` [prompts] the token id of the right answer, ``label_set``
+    [labels] the token ids of all labels, ``vocab`` the number of token ids in use (rows from there on are padding).
+    """
+
+    text: tuple[str, ...]
+    tokens: Int[Tensor, "prompts length"]
+    labels: Int[Tensor, " prompts"]
+    label_set: Int[Tensor, " labels"]
+    vocab: int
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def select(self, index: Int[Tensor, " chosen"]) -> "Prompts":
+        """The prompts at ``index`` (repeats allowed), in that order."""
+        text = tuple(self.text[i] for i in index.tolist())
+        return Prompts(text, self.tokens[index], self.labels[index], self.label_set, self.vocab)
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        """The same prompts with their tensors on ``device``."""
+        move = (t.to(device) for t in (self.tokens, self.labels, self.label_set))
+        return Prompts(self.text, *move, self.vocab)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model does at the answer position, per prompt.
+
+    ``correct`` [prompts] is pi(y | q), whose mean is J; ``label_mass`` [prompts] the mass on all labels;
+    ``entropy`` [prompts] in nats over the whole vocabulary; ``top`` [prompts] whether y is the most likely token.
+    """
+
+    correct: Float[Tensor, " prompts"]
+    label_mass: Float[Tensor, " prompts"]
+    entropy: Float[Tensor, " prompts"]
+    top: Float[Tensor, " prompts"]
+
+
+def answers(log_probs: Float[Tensor, "prompts vocab"], prompts: Prompts) -> Answers:
+    """Reads J and its companions off the log-probabilities at the answer position."""
+    probs = log_probs.exp()
+    return Answers(
+        correct=probs.gather(-1, prompts.labels[:, None]).squeeze(-1),
+        label_mass=probs[:, prompts.label_set].sum(-1),
+        entropy=entropy(log_probs),
+        top=(probs.argmax(-1) == prompts.labels).to(probs.dtype),
+    )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, prompts: Prompts, *, batch: int = 256) -> Answers:
+    """:func:`answers` of ``model`` on ``prompts``, in batches; only the answer position's logits are computed."""
+    parts = []
+    for start in range(0, len(prompts), batch):
+        chunk = prompts.select(torch.arange(start, min(start + batch, len(prompts))))
+        logits = model(input_ids=chunk.tokens, logits_to_keep=1, use_cache=False).logits[:, -1]
+        # A softmax in bfloat16 would lose J's third digit; float64 models keep their precision.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        parts.append(answers(log_policy(logits, vocab=prompts.vocab), chunk))
+    names = ("correct", "label_mass", "entropy", "top")
+    return Answers(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
