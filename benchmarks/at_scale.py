@@ -19,7 +19,8 @@ from replicate.impact import components
 from replicate.models.answer import answer_pass, pull_back
 from replicate.rl.policies import SinglePolicy
 from replicate.rl.prompts import Prompts
-from replicate.rl.trainer import GRPO, train
+from replicate.rl.trainer import train
+from replicate.settings.grpo import GRPO
 
 # hidden, intermediate, layers, heads, embedding rows, token ids in use
 SHAPES = {"1b": (2048, 8192, 16, 16, 100352, 100278), "tiny": (64, 256, 3, 4, 288, 269)}
@@ -111,7 +112,7 @@ def measurement(bench: Bench, model, prompts: Prompts, rounds: int) -> dict[str,
 
 def grpo(bench: Bench, model, pool: Prompts, held_out: Prompts, options) -> dict[str, list[float]]:
     """Seconds an update of our trainer and of the one that shares nothing, by round."""
-    config = GRPO(prompts=options.prompts, group=8, learning_rate=1e-6)
+    config = GRPO(prompts=options.prompts, group_size=8, learning_rate=1e-6)
 
     def run(policy):
         train(policy, policy, pool, held_out, config, seeds=[0], budgets=[options.updates])

@@ -47,7 +47,8 @@ from trl import GRPOConfig, GRPOTrainer
 from replicate.ladder import corpus
 from replicate.rl.policies import SinglePolicy, StackedPolicy
 from replicate.rl.prompts import Prompts
-from replicate.rl.trainer import GRPO, train
+from replicate.rl.trainer import train
+from replicate.settings.grpo import GRPO
 
 PROMPTS, GROUP, LONG = 16, 8, 8
 SEEDS = 5
@@ -60,12 +61,22 @@ def share_right(tokens, labels):
 
 def ours(make: Callable, pool: Prompts, held_out: Prompts, *, horizon: int, updates: int, seeds: list[int]):
     """A timer of our trainer: per-seed updates per second over the whole of ``train``."""
-    config = GRPO(prompts=PROMPTS, group=GROUP, horizon=horizon)
+    config = GRPO(prompts=PROMPTS, group_size=GROUP, learning_rate=1e-3)
 
     def run() -> float:
         policy = make()
         start = time.perf_counter()
-        train(policy, policy, pool, held_out, config, seeds=seeds, budgets=[updates], reward=share_right)
+        train(
+            policy,
+            policy,
+            pool,
+            held_out,
+            config,
+            seeds=seeds,
+            budgets=[updates],
+            horizon=horizon,
+            reward=share_right,
+        )
         return updates * len(seeds) / (time.perf_counter() - start)
 
     return run

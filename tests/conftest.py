@@ -8,8 +8,8 @@ import torch
 # isort: on
 import pytest
 
-from replicate.ladder.corpus import Mixture
-from replicate.ladder.pretrain import TinyLadder, train
+from replicate.ladder.pretrain import train
+from replicate.settings.tiny_ladder import TinyLadder
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def _one_thread():
 # Small, and quick to learn where the labels stand: three checkpoints that differ.
 SPEC = TinyLadder(
     steps=40, every=20, layers=2, hidden=32, heads=2, context=32, batch=16, learning_rate=6e-3,
-    mixture=Mixture(records=0.3, label_documents=0.6, labels=4),
+    records=0.3, label_documents=0.6, labels=4,
 )  # fmt: skip
 
 

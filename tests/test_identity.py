@@ -10,6 +10,7 @@ from replicate import identity
 from replicate.runs import jobs
 
 ROOT = Path(replicate.__file__).parent
+TASK = "replicate.rl.tasks.label_copying"
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def tree(tmp_path):
 
 def digests(tree):
     texts = identity.sources(tree)
-    return {e: identity.digest_of(jobs.module_of(e), texts) for e in jobs.EXPERIMENTS} | {
-        "ladder": identity.digest_of("replicate.ladder.pretrain", texts)
+    return {e: identity.digest_of([jobs.MODULES[e].__name__, TASK], texts) for e in jobs.EXPERIMENTS} | {
+        "ladder": identity.digest_of(["replicate.ladder.pretrain"], texts)
     }
 
 

@@ -127,6 +127,23 @@ def check_params(
     typer.echo(f"{params}: fine")
 
 
+@app.command("params")
+def parameters(
+    write: Annotated[bool, typer.Option("--write", help="Make the generated files anew.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Status 1 if one is out of date.")] = False,
+) -> None:
+    """Lists every parameter with its default; keeps smoke.yaml and the notebooks' parameter cells up to date."""
+    from replicate.runs import parameter_files, paths
+
+    if not (write or check):
+        typer.echo(parameter_files.smoke_yaml(), nl=False)
+        return
+    old = parameter_files.stale(paths.notebooks().parent, write=write)
+    for path in old:
+        typer.echo(f"{path}: {'rewritten' if write else 'out of date; replicate params --write'}")
+    raise typer.Exit(1 if check and old and not write else 0)
+
+
 @app.command()
 def fingerprint() -> None:
     """Says whether this machine computes the same bits as the one that published the results (some seconds)."""

@@ -7,7 +7,7 @@ cannot change its numbers, and does not change its digest.
 
 import ast
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +19,9 @@ LIBRARIES = ("torch", "transformers", "numpy")
 """Those whose arithmetic or random numbers enter weights and records."""
 
 
-def identity(module: str) -> dict[str, object]:
-    """Everything but the inputs that decides what ``module`` computes here: goes into keys, and is said in records."""
-    return {"code": digest(module), "versions": versions(), "kernels": kernels.name()}
+def identity(*modules: str) -> dict[str, object]:
+    """Everything but the inputs that decides what ``modules`` compute here: goes into keys, and is said in records."""
+    return {"code": digest(*modules), "versions": versions(), "kernels": kernels.name()}
 
 
 def versions() -> dict[str, str]:
@@ -29,14 +29,14 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def digest(module: str) -> str:
-    """SHA-256 over the code that importing ``module`` brings in, as it was when this process began to use it."""
-    return _digest(module)
+def digest(*modules: str) -> str:
+    """SHA-256 over the code that importing ``modules`` brings in, as it was when this process began to use it."""
+    return _digest(modules)
 
 
 @cache
-def _digest(module: str) -> str:
-    return digest_of(module, _SOURCES)
+def _digest(modules: tuple[str, ...]) -> str:
+    return digest_of(modules, _SOURCES)
 
 
 def sources(root: Path) -> dict[str, str]:
@@ -48,10 +48,10 @@ def sources(root: Path) -> dict[str, str]:
     return found
 
 
-def digest_of(module: str, texts: Mapping[str, str]) -> str:
-    """The digest of ``module`` in a package of these ``texts``. ``ValueError`` for a module that is not among them."""
+def digest_of(modules: Sequence[str], texts: Mapping[str, str]) -> str:
+    """The digest of ``modules`` in a package of these ``texts``. ``ValueError`` for one that is not among them."""
     total = hashlib.sha256()
-    for name in sorted(reachable(module, texts)):
+    for name in sorted(set().union(*(reachable(module, texts) for module in modules))):
         total.update(f"{name}\n{_dumped(texts[name])}\n".encode())
     return total.hexdigest()
 

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate.impact.choice import choose_checkpoint
 from replicate.impact.headrooms import expected_best, headroom, tilted_gain
 from replicate.impact.measured import (
     _shift,
@@ -17,7 +16,6 @@ from replicate.impact.measured import (
     expected_gain,
     gradient_norm_squared,
 )
-from replicate.impact.scores import signal
 from replicate.models.answer import answer_pass, pull_back
 from replicate.models.fresh import tiny_olmo2
 from replicate.models.hooks import blocks
@@ -300,17 +298,6 @@ def test_gradient_norm_against_backward_in_one_batch(model, prompts):
     expected = sum(g.square().sum().item() for g in grads)
     for size in (1, 2, 64):
         assert gradient_norm_squared(model, batch, batch=size) == pytest.approx(expected, rel=1e-10)
-
-
-def test_signals_and_choice():
-    assert signal(1.0, 3.0, 0.5) == -2.0
-    assert signal(1.0, 3.0, 0.5, kind="[V - Delta]+") == 0.0
-    assert signal(4.0, 1.0, 0.5, kind="V - sqrt(V Delta)") == 2.0
-    assert signal(4.0, 1.0, 0.5, kind="kappa") == 0.5
-    assert choose_checkpoint([1.0, 3.0, 3.0, 2.0]) == 1
-    for bad in ([], [float("nan"), 1.0]):
-        with pytest.raises(ValueError, match="scores"):
-            choose_checkpoint(bad)
 
 
 def test_one_costate_is_pulled_back_as_many_are(model, prompts):

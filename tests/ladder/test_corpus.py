@@ -7,6 +7,7 @@ import pytest
 
 from replicate.ladder import corpus
 from replicate.rl.tasks.label_copying import LABELS, prompt_text
+from replicate.settings.tiny_ladder import Mixture
 
 CHAIN = corpus.prose_chain(0)
 
@@ -46,7 +47,7 @@ def test_a_key_keeps_its_value_within_a_sequence_only():
 
 
 def test_label_documents_read_like_prompts():
-    words, mixture = corpus.tokenizer(), corpus.Mixture(labels=4)
+    words, mixture = corpus.tokenizer(), Mixture(labels=4)
     for row in corpus.label_documents(mixture, sequences=30, length=33, rng=rng()):
         text = words.decode(row).split()
         label, at = text[2], text.index("answer")
@@ -56,7 +57,7 @@ def test_label_documents_read_like_prompts():
 
 
 def test_noise_breaks_the_stated_share_of_labels():
-    mixture = corpus.Mixture(labels=8, noise=0.5)
+    mixture = Mixture(labels=8, noise=0.5)
     tokens = corpus.label_documents(mixture, sequences=4000, length=20, rng=rng())
     colon = corpus.VOCABULARY.index(":")
     given = tokens[np.arange(4000), (tokens == colon).argmax(axis=1) + 1]
@@ -65,7 +66,7 @@ def test_noise_breaks_the_stated_share_of_labels():
 
 
 def test_mixture_shares():
-    mixture = corpus.Mixture(records=0.3, label_documents=0.2)
+    mixture = Mixture(records=0.3, label_documents=0.2)
     tokens = corpus.batch(CHAIN, mixture, sequences=5000, length=20, rng=rng())
     label, equals = corpus.VOCABULARY.index("label"), corpus.VOCABULARY.index("=")
     assert (tokens[:, 0] == label).mean() == pytest.approx(0.2, abs=0.03)
@@ -74,7 +75,7 @@ def test_mixture_shares():
 
 def test_batches_are_a_function_of_the_generator():
     one, two, three = (
-        corpus.batch(CHAIN, corpus.Mixture(), sequences=8, length=20, rng=rng(seed)) for seed in (1, 1, 2)
+        corpus.batch(CHAIN, Mixture(), sequences=8, length=20, rng=rng(seed)) for seed in (1, 1, 2)
     )
     assert (one == two).all()
     assert (one != three).any()
@@ -90,4 +91,4 @@ def test_batches_are_a_function_of_the_generator():
 )
 def test_impossible_mixtures_are_named(options, culprit):
     with pytest.raises(ValueError, match=culprit):
-        corpus.Mixture(**options)
+        Mixture(**options)

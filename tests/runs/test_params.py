@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,12 @@ from papermill.iorw import load_notebook_node, read_yaml_file
 from papermill.parameterize import parameterize_notebook
 
 from replicate.rl.tasks.label_copying import LABELS
-from replicate.runs import params
-from replicate.runs.notebook import schema_of, start
-from replicate.runs.params import ScaleParameters
+from replicate.runs import parameter_files, params
+from replicate.runs.notebook import start
+from replicate.runs.parameter_files import schema_of
+from replicate.runs.params import SECTIONS, ScaleParameters
+from replicate.settings.grpo import GRPO
+from replicate.settings.tiny_ladder import TinyLadder
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -113,9 +117,50 @@ def test_as_many_labels_as_the_task_has_and_no_more():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
-def test_yaml_files_have_every_key_and_pass(file):
-    assert set(yaml.safe_load(file.read_text())) == set(ScaleParameters.model_fields)
+def test_yaml_files_have_every_key_in_order_and_pass(file):
+    assert list(yaml.safe_load(file.read_text())) == list(ScaleParameters.model_fields)
     assert f"runs/{file.stem}" == params.load(file).RUN_DIR
+
+
+def test_generated_files_are_current_and_a_change_is_seen(tmp_path):
+    """smoke.yaml and every parameter cell are what the sections say; written anew they change nothing else."""
+    assert parameter_files.stale(ROOT) == []
+    suite = tmp_path / "suite"
+    for name in ("params", "notebooks"):
+        shutil.copytree(ROOT / name, suite / name)
+    (cell,) = (suite / "notebooks").glob("11_*.ipynb")
+    original, file = cell.read_text(), suite / "params" / "smoke.yaml"
+    cell.write_text(original.replace("GROUP_SIZE = 8", "GROUP_SIZE = 9"))
+    file.unlink()
+    assert set(parameter_files.stale(suite)) == {cell, file}
+    parameter_files.stale(suite, write=True)
+    assert cell.read_text() == original
+    assert parameter_files.stale(suite) == []
+
+
+def test_a_shared_parameter_has_one_declaration():
+    """SEED and LABELS configure two sections each; their types and defaults must not part."""
+    seen = {}
+    for section in SECTIONS:
+        for name, info in section.model_fields.items():
+            said = (info.annotation, info.default, repr(info.metadata))
+            assert seen.setdefault(section.flat_name(name), said) == said
+    assert list(seen) == list(ScaleParameters.model_fields)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_is_a_configuration_of_its_own(section):
+    """Its defaults are those of the flat parameters, and it refuses by its fields' own names."""
+    assert ScaleParameters().section(section) == section()
+    with pytest.raises(ValueError, match=r"^nonsense: "):
+        section(nonsense=1)
+
+
+def test_a_section_complains_of_its_own_fields():
+    with pytest.raises(ValueError, match=r"^steps must be a multiple of every \(7\), got 300$"):
+        TinyLadder(every=7)
+    with pytest.raises(ValueError, match=r"^group_size: .*greater than or equal to 2, got 1$"):
+        GRPO(group_size=1)
 
 
 def test_the_small_regime_is_the_default():
@@ -147,8 +192,8 @@ UNENDING = (".inf", ".nan")
         ("GROUP_SIZE: 1", "parameter GROUP_SIZE.*greater than or equal to 2, got 1"),
         ("POOL_PROMPTS: 1000001", "parameter POOL_PROMPTS.*less than or equal to 1000000"),
         ("SEED: 4294967296", "parameter SEED.*less than or equal to 4294967295"),
-        ("RL_SEEDS: [4294967296]", "RL_SEEDS must be distinct numbers from 0 to 4294967295"),
-        ("RL_SEEDS: [-1]", "RL_SEEDS must be distinct numbers from 0"),
+        ("RL_SEEDS: [4294967296]", "parameter RL_SEEDS: expected distinct numbers from 0 to 4294967295, got"),
+        ("RL_SEEDS: [-1]", "parameter RL_SEEDS: expected distinct numbers from 0"),
         ("BUDGETS: 5", r"parameter BUDGETS.*got 5; write \[5, 10\]"),
         ("STACK_SEEDS: 1", "parameter STACK_SEEDS.*got 1; write true or false"),
         ("RUN_DIR: 5", "parameter RUN_DIR.*got 5; put text in quotes"),
@@ -158,17 +203,17 @@ UNENDING = (".inf", ".nan")
         ("RUN_DIR: ' '", "parameter RUN_DIR.*outer blanks"),
         ('RUN_DIR: "a\\0b"', r"parameter RUN_DIR.*control characters.*got 'a\\x00b'"),
         ("RL_SEEDS: []", "parameter RL_SEEDS"),
-        ("RL_SEEDS: [1, 1]", "RL_SEEDS must be distinct"),
+        ("RL_SEEDS: [1, 1]", "parameter RL_SEEDS: expected distinct"),
         ("BUDGETS: [0, 5]", "BUDGETS"),
         ("TINY_EVERY: 7", "TINY_STEPS must be a multiple"),
         ("TINY_RECORDS: 0.9", "TINY_RECORDS and TINY_LABEL_DOCUMENTS .* got 0.9 and 0.5"),
         ("TINY_HEADS: 3", r"TINY_HIDDEN must be a multiple of 2 x TINY_HEADS \(6\), got 64"),
-        ("FILLER: 26", r"TINY_CONTEXT must be at least FILLER \+ 7 \(33\), got 32"),
+        ("TASK: nothing", "TASK must be one of label_copying, got 'nothing'"),
         (
             "MEASURE_LAYERS: [3]",
-            r"MEASURE_LAYERS must lie from -3 to 2 \(the model has 2 blocks\), got \[3\]",
+            r"MEASURE_LAYERS must be 0 to 2 or -1, .* \(the model has 2 blocks\), got \[3\]",
         ),
-        ("MEASURE_LAYERS: [-4]", "MEASURE_LAYERS must lie from -3 to 2"),
+        ("MEASURE_LAYERS: [-2]", "MEASURE_LAYERS must be 0 to 2 or -1"),
         ("MEASURE_PROMPTS: 65", r"MEASURE_PROMPTS must be at most EVAL_PROMPTS \(64\), got 65"),
         ("TINY_EVERY: 7\nMEASURE_LAYERS: [9]", "TINY_STEPS .*; MEASURE_LAYERS"),
         ("DTYPE: float16", "parameter DTYPE"),
@@ -186,10 +231,10 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, text, message):
 
 
 def test_what_only_the_tiny_ladder_cannot_do_is_no_fault_of_another():
-    values = {"FILLER": 100, "MEASURE_LAYERS": [16], "TINY_HEADS": 3}
-    assert ScaleParameters(LADDER="elsewhere", **values).FILLER == 100
-    assert ScaleParameters(FILLER=25, MEASURE_LAYERS=[-3, 2]).TINY_CONTEXT == 32
-    with pytest.raises(ValueError, match=r"TINY_HIDDEN.*TINY_CONTEXT.*MEASURE_LAYERS"):
+    values = {"MEASURE_LAYERS": [16], "TINY_HEADS": 3}
+    assert ScaleParameters(LADDER="elsewhere", **values).TINY_HEADS == 3
+    assert ScaleParameters(MEASURE_LAYERS=[-1, 2]).TINY_CONTEXT == 32
+    with pytest.raises(ValueError, match=r"TINY_HIDDEN.*MEASURE_LAYERS"):
         ScaleParameters(**values)
 
 

@@ -1,5 +1,6 @@
 """The sweep: records once and for all, the same bits in any order and company, failures reported and passed over."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -9,9 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from replicate import files, identity, kernels
+from replicate.ladder import pretrain
 from replicate.ladder.checkpoints import open_ladder
-from replicate.runs import jobs, sweep, tables
-from replicate.runs.store import content
+from replicate.runs import jobs, prompts, sweep, tables
+from replicate.runs.params import SECTIONS, ScaleParameters
+from replicate.runs.store import content, key_of
+from replicate.settings.run import Run
+from replicate.settings.task import Task
+from replicate.settings.tiny_ladder import TinyLadder
 
 
 def run(params, **options):
@@ -170,8 +176,8 @@ def test_a_job_cannot_read_what_is_not_in_its_key(params):
     checkpoint = jobs.ladder(params).checkpoints[0]
     for experiment in jobs.EXPERIMENTS:
         settings = jobs.settings(params, experiment)
-        for name in settings:
-            less = {key: value for key, value in settings.items() if key != name}
+        for name in type(settings).model_fields:
+            less = settings.model_construct(**{key: value for key, value in settings if key != name})
             with pytest.raises(AttributeError, match=name):
                 jobs.run(experiment, less, checkpoint, [0])
 
@@ -220,6 +226,44 @@ def test_settings_that_do_not_matter_to_a_job_leave_its_record_valid(params):
         assert (keys[0] == keys[1]) is same
 
 
+OTHERS = {
+    "RUN_DIR": "x", "LADDER": "x", "LADDER_DIR": "x", "RL_SEEDS": [7], "BUDGETS": [3], "MEASURE_LAYERS": [0],
+    "TASK": "x", "STACK_SEEDS": False, "BASELINE": "leave_one_out", "SCALE": "none", "LENGTH": "token",
+    "DTYPE": "float64", "DEVICE": "cuda",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ScaleParameters.model_fields)
+def test_every_parameter_is_in_a_key_or_declared_to_decide_nothing(params, name):
+    """One that were in no key would silently find the records of another value."""
+    checkpoint, value = jobs.ladder(params).checkpoints[0], getattr(params, name)
+    changed = params.model_copy(update={name: OTHERS[name] if name in OTHERS else value + 1})
+    assert getattr(changed, name) != value
+
+    def keys(p):
+        jobs_of = [jobs.settings(p, experiment) for experiment in jobs.EXPERIMENTS]
+        spec = TinyLadder.model_construct(
+            **{f: getattr(p, TinyLadder.flat_name(f)) for f in TinyLadder.model_fields}
+        )
+        return [key_of({"settings": found.model_dump()}) for found in jobs_of] + [pretrain.key(spec)]
+
+    inert = name in map(Run.flat_name, Run.model_fields)
+    assert (keys(changed) == keys(params)) is inert
+    with contextlib.suppress(ValueError):  # a task that there is not has no code
+        for experiment in jobs.EXPERIMENTS:
+            same = jobs.settings(changed, experiment) == jobs.settings(params, experiment)
+            job = [sweep.job_key(p, checkpoint, experiment, 0) for p in (params, changed)]
+            assert (job[0] == job[1]) is same
+
+
+def test_every_section_is_used():
+    """A section that no experiment takes, that is not the ladder's and not declared inert would configure nothing."""
+    taken = {
+        info.annotation for e in jobs.EXPERIMENTS for info in jobs.MODULES[e].Settings.model_fields.values()
+    }
+    assert taken | {TinyLadder, Run} == set(SECTIONS)
+
+
 def test_gains_are_differences_to_the_start_on_held_out_prompts(params):
     run(params)
     found = tables.load(params, jobs.ladder(params))
@@ -234,7 +278,8 @@ def test_gains_are_differences_to_the_start_on_held_out_prompts(params):
 def test_pool_and_held_out_prompts_are_disjoint(params):
     checkpoint = jobs.ladder(params).checkpoints[0]
     crowded = params.model_copy(update={"FILLER": 0, "EVAL_PROMPTS": 3})
-    held_out, pool = (jobs.prompts(crowded, checkpoint, which) for which in ("eval", "pool"))
+    held_out = jobs.held_out(crowded, checkpoint)
+    pool = prompts.pool(crowded.section(Task), crowded.POOL_PROMPTS, checkpoint, "cpu")
     assert len(pool) > 0
     assert not set(pool.text) & set(held_out.text)
 

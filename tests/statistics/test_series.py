@@ -1,7 +1,6 @@
 """Statistics over checkpoints against libraries, closed forms and planted structure."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats as reference
 
@@ -57,28 +56,12 @@ def test_left_out_prediction_does_not_see_the_point_it_predicts():
     assert series.left_out_r2(indicator, y) < 0.1
 
 
-def test_regret():
-    assert series.regret([0, 5, 1], [0.1, 0.3, 0.7]) == pytest.approx(0.4)
-    assert series.regret([0, 1, 5], [0.1, 0.3, 0.7]) == 0.0
-
-
 def test_hac_slope_of_standardised_series():
     x = np.random.default_rng(4).normal(size=400)
     slope, error, p = series.hac_slope(x, 2 * x + np.random.default_rng(5).normal(size=400))
     assert slope == pytest.approx(2 / np.sqrt(5), abs=0.05)
     assert p < 1e-6
     assert 0 < error < 0.1
-
-
-def test_predictors_table_has_the_target_as_its_best_row():
-    frame = pd.DataFrame({"gain": Y, "J0": X})
-    table = series.predictors_table(
-        frame, {"itself": Y, "noise": Z, "J0": X}, "gain", given="J0", resamples=200, seed=0
-    ).set_index("predictor")
-    assert table.spearman["itself"] == 1.0
-    assert table.regret["itself"] == 0.0
-    assert table.low["noise"] < 0 < table.high["noise"]
-    assert np.isnan(table.partial["J0"])
 
 
 def test_a_rising_fit_does_not_turn_a_score_upside_down():

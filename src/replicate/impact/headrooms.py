@@ -1,6 +1,11 @@
-"""Reachable headroom (28): how much reward RL could still add at a checkpoint, in several readings."""
+"""Reachable headroom (28): how much reward RL could still add at a checkpoint, in several readings.
 
-from typing import Literal, get_args
+A reading is an entry of :data:`KINDS`: what it is for a 0/1 reward that the policy earns with a known probability, and
+what it is estimated by from sampled rewards of any scale.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -8,40 +13,57 @@ from torch import Tensor
 
 from replicate.checks import one_of
 
-Headroom = Literal["std", "variance", "kl", "best_of_n"]
+Rewards = Float[Tensor, "prompts samples"]
+PerPrompt = Float[Tensor, " prompts"]
 
 
-PRIMARY_HEADROOM: Headroom = "std"
+@dataclass(frozen=True)
+class Kind:
+    """One reading: ``closed(p, **options)`` and ``sampled(rewards, **options)``, both per prompt; ``options`` are the
+    names and defaults of its own."""
+
+    closed: Callable[..., Tensor]
+    sampled: Callable[..., Tensor]
+    options: Mapping[str, int | float] = field(default_factory=dict)
 
 
-def headroom(
-    probs_correct: Float[Tensor, " prompts"], *, kind: str = PRIMARY_HEADROOM, **options: int | float
-) -> Float[Tensor, " prompts"]:
+def headroom(probs_correct: PerPrompt, *, kind: str = "std", **options: int | float) -> PerPrompt:
     """Reachable headroom (28) per prompt of a 0/1 reward that the policy earns with ``probs_correct``.
 
     ``"std"`` sqrt(p(1-p)); ``"variance"`` p(1-p); ``"kl"`` the largest gain of a policy within ``delta`` nats
     (default 0.1) of this one; ``"best_of_n"`` the gain 1 - (1-p)^n - p of the best of ``n`` samples (default 8).
+    Raises ``ValueError`` for what is no probability, and for an unknown kind or option.
     """
-    one_of("kind", kind, get_args(Headroom))
-    p = probs_correct
+    one_of("kind", kind, KINDS)
+    p, reading = probs_correct, KINDS[kind]
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError("probs_correct: expected probabilities in [0, 1], got something else (or NaN)")
-    known = {"kl": {"delta": 0.1}, "best_of_n": {"n": 8}}.get(kind, {})
-    if unknown := set(options) - set(known):
-        raise ValueError(f"options: kind={kind!r} takes {sorted(known) or 'none'}, got {sorted(unknown)}")
-    chosen = {**known, **options}
+    if unknown := set(options) - set(reading.options):
+        raise ValueError(
+            f"options: kind={kind!r} takes {sorted(reading.options) or 'none'}, got {sorted(unknown)}"
+        )
+    chosen = {**reading.options, **options}
     if any(not value > 0 for value in chosen.values()):
         raise ValueError(f"options: expected positive numbers, got {chosen}")
-    if kind == "std":
-        return (p * (1 - p)).sqrt()
-    if kind == "variance":
-        return p * (1 - p)
-    if kind == "best_of_n":
-        return 1 - (1 - p) ** chosen["n"] - p
-    return _kl_reachable(p, chosen["delta"])
+    return reading.closed(p, **chosen)
 
 
-def _kl_reachable(p: Tensor, delta: float) -> Tensor:
+def headrooms(p: PerPrompt) -> dict[str, Tensor]:
+    """Every reading of a 0/1 reward earned with probability ``p``, by kind."""
+    return {kind: headroom(p, kind=kind) for kind in KINDS}
+
+
+def sample_headrooms(rewards: Rewards) -> dict[str, Tensor]:
+    """The same readings from sampled rewards of any scale."""
+    return {kind: reading.sampled(rewards, **reading.options) for kind, reading in KINDS.items()}
+
+
+def column(kind: str) -> str:
+    """What a reading is called in records and tables."""
+    return "headroom" if kind == PRIMARY_HEADROOM else f"headroom_{kind}"
+
+
+def _kl_reachable(p: PerPrompt, delta: float) -> PerPrompt:
     """max {x : kl(x, p) <= delta} - p of a Bernoulli, by bisection; 1 - p where even x = 1 is within reach."""
     low, high = p.clone(), torch.ones_like(p)
     for _ in range(60):
@@ -52,29 +74,7 @@ def _kl_reachable(p: Tensor, delta: float) -> Tensor:
     return torch.where(p == 0, torch.zeros_like(p), torch.where(-p.log() <= delta, 1 - p, low - p))
 
 
-def headrooms(p: Tensor) -> dict[str, Tensor]:
-    names = {
-        "headroom": "std",
-        "headroom_variance": "variance",
-        "headroom_kl": "kl",
-        "headroom_best_of_n": "best_of_n",
-    }
-    return {name: headroom(p, kind=kind) for name, kind in names.items()}
-
-
-def sample_headrooms(
-    rewards: Float[Tensor, "prompts group"], n: int = 8, delta: float = 0.1
-) -> dict[str, Tensor]:
-    """The same readings from sampled rewards of any scale."""
-    return {
-        "headroom": rewards.std(1),
-        "headroom_variance": rewards.var(1),
-        "headroom_kl": tilted_gain(rewards, delta),
-        "headroom_best_of_n": expected_best(rewards, min(n, rewards.shape[1])) - rewards.mean(1),
-    }
-
-
-def tilted_gain(rewards: Float[Tensor, "prompts samples"], delta: float) -> Float[Tensor, " prompts"]:
+def tilted_gain(rewards: Rewards, delta: float) -> PerPrompt:
     """max over reweightings p of the samples with KL(p, uniform) <= delta of E_p R, minus the mean.
 
     The best reweighting is exponential, p ~ exp(beta R); beta by bisection on its KL, which grows with beta.
@@ -96,7 +96,7 @@ def tilted_gain(rewards: Float[Tensor, "prompts samples"], delta: float) -> Floa
     return (weights * rewards).sum(1) - rewards.mean(1)
 
 
-def expected_best(rewards: Float[Tensor, "prompts samples"], n: int) -> Float[Tensor, " prompts"]:
+def expected_best(rewards: Rewards, n: int) -> PerPrompt:
     """Unbiased estimate of E max of n independent rewards: the average over all n-subsets of the samples."""
     total = rewards.shape[1]
     ranks = torch.arange(1, total + 1, dtype=torch.float64, device=rewards.device)
@@ -111,3 +111,16 @@ def _log_choose(n: Tensor, k: int) -> Tensor:
         - torch.lgamma((n - k + 1).clamp(min=1))
     )
     return torch.where(n >= k, value, -torch.inf)
+
+
+def _best_gain(rewards: Rewards, n: int) -> PerPrompt:
+    return expected_best(rewards, min(n, rewards.shape[1])) - rewards.mean(1)
+
+
+KINDS: dict[str, Kind] = {
+    "std": Kind(lambda p: (p * (1 - p)).sqrt(), lambda rewards: rewards.std(1)),
+    "variance": Kind(lambda p: p * (1 - p), lambda rewards: rewards.var(1)),
+    "kl": Kind(_kl_reachable, tilted_gain, {"delta": 0.1}),
+    "best_of_n": Kind(lambda p, n: 1 - (1 - p) ** n - p, _best_gain, {"n": 8}),
+}
+PRIMARY_HEADROOM = "std"

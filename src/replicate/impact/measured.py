@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replicate.checks import one_of
-from replicate.impact.headrooms import headrooms, sample_headrooms
+from replicate.impact.headrooms import KINDS, PRIMARY_HEADROOM, column, headrooms, sample_headrooms
 from replicate.models.answer import AnswerPass, answer_pass, pull_back
 from replicate.models.logits import entropy, log_policy
 from replicate.rl.grpo import group_advantages
@@ -43,7 +43,7 @@ class Components:
 
     ``V, delta, kappa`` over matched samples, ``empirical`` = E|lambda^|^2 (not in the paper);
     ``V_mean, delta_mean, kappa_mean`` of the conditional means;
-    ``headroom`` in its primary reading (std); ``entropy`` in nats; ``reward`` the expected reward.
+    ``headrooms`` by kind, ``headroom`` in the primary one (std); ``entropy`` in nats; ``reward`` the expected reward.
     """
 
     V: float
@@ -53,13 +53,20 @@ class Components:
     V_mean: float
     delta_mean: float
     kappa_mean: float
-    headroom: float
-    headroom_variance: float
-    headroom_kl: float
-    headroom_best_of_n: float
+    headrooms: Mapping[str, float]
     entropy: float
     reward: float
     per_prompt: Mapping[str, Float[Tensor, " prompts"]]
+
+    @property
+    def headroom(self) -> float:
+        """The primary reading of the headroom."""
+        return self.headrooms[PRIMARY_HEADROOM]
+
+    def row(self) -> dict[str, float]:
+        """The averages as one row of a table."""
+        means = {name: x for name, x in vars(self).items() if name not in ("headrooms", "per_prompt")}
+        return means | {column(kind): x for kind, x in self.headrooms.items()}
 
 
 def components(
@@ -142,7 +149,8 @@ def _collect(parts: list[dict[str, Tensor]], layer: int) -> Components:
     means = {name: column.double().mean().item() for name, column in table.items()}
     if nans := [name for name, value in means.items() if value != value]:
         raise ValueError(f"model: measurement at layer {layer} gives NaN in {nans}")
-    return Components(**means, per_prompt=table)
+    found = {kind: means.pop(column(kind)) for kind in KINDS}
+    return Components(**means, headrooms=found, per_prompt=table)
 
 
 @dataclass(frozen=True)
@@ -202,7 +210,7 @@ def _summary(samples: _Samples, kind: str) -> dict[str, Tensor]:
     if samples.p is not None:
         strength, V = expected_gain(samples.p, group, kind=kind), matched["V"]
         means = {"V_mean": V, "delta_mean": (strength - 1).square() * V, "kappa_mean": strength * V}
-        spread = {**headrooms(samples.p), "reward": samples.p}
+        spread = {**_columns(headrooms(samples.p)), "reward": samples.p}
     else:
         gap, V = empirical - pathwise, _pairs(pathwise, pathwise)
         # The baseline ties the samples of a group together: E<lambda^_i, lambda^_j> exceeds |g|^2 by this share.
@@ -212,8 +220,12 @@ def _summary(samples: _Samples, kind: str) -> dict[str, Tensor]:
             "delta_mean": _pairs(gap, gap) - tie * V,
             "kappa_mean": _pairs(empirical, pathwise),
         }
-        spread = {**sample_headrooms(samples.rewards), "reward": samples.rewards.mean(1)}
+        spread = {**_columns(sample_headrooms(samples.rewards)), "reward": samples.rewards.mean(1)}
     return {**matched, **means, **spread, "entropy": entropy(samples.log_probs)}
+
+
+def _columns(by_kind: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {column(kind): x for kind, x in by_kind.items()}
 
 
 def _head_inputs(answer: AnswerPass, vocab: int | None) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from replicate.ladder import sources
+
 NAME = re.compile(
     r"^stage(?P<stage>[12])(-ingredient(?P<ingredient>\d))?-step(?P<step>\d+)-tokens(?P<tokens>\d+)(?P<unit>[BMK])$"
 )
@@ -117,12 +119,14 @@ class Ladder:
 def open_ladder(spec: str | Path) -> Ladder:
     """Opens a folder of ``stage1-stepS-tokensTB/`` snapshots; iterating gives checkpoints in step order.
 
+    A name with the prefix of one of :mod:`replicate.ladder.sources` is opened by that source.
+
     A folder that is not a snapshot by its name is passed over. Raises ``ValueError`` for a folder that does not exist
     or holds no snapshot, and for two snapshots of one stage and step. That a snapshot is damaged shows when it is
     opened, so that one bad file does not hide the others.
     """
-    if str(spec).startswith("hub:"):
-        raise ValueError(f"ladder {spec}: hub ladders are not supported in this version, give a local folder")
+    if source := sources.of(str(spec)):
+        return source.open(str(spec))
     root = Path(spec)
     if not root.is_dir():
         raise ValueError(f"ladder {spec}: no such folder")

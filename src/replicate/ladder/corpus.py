@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from replicate.rl.tasks.label_copying import LABELS, WORDS
+from replicate.settings.tiny_ladder import Mixture
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 MARKS = (";", "=", ":", "label", "is", "answer")
@@ -39,30 +40,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     )
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Shares of the three kinds of sequences (prose has the rest) and what the label documents look like.
-
-    ``noise`` is the probability that a label document ends in a random label instead of its own.
-    """
-
-    records: float = 0.35
-    label_documents: float = 0.10
-    labels: int = 8
-    noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (self.records >= 0 and self.label_documents >= 0 and self.records + self.label_documents <= 1):
-            raise ValueError(
-                f"records, label_documents: expected shares that sum to at most 1, got {self.records} and "
-                f"{self.label_documents}"
-            )
-        if not 2 <= self.labels <= len(LABELS):
-            raise ValueError(f"labels: expected 2 to {len(LABELS)}, got {self.labels}")
-        if not 0 <= self.noise <= 1:
-            raise ValueError(f"noise: expected a probability, got {self.noise}")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The tiny ladder: an OLMo-2 *architecture* trained from scratch here, saved the way AI2 saves OLMo-2.
 
-Training is a pure function of :class:`TinyLadder`: data come from a generator seeded by (seed, step), so a run that
-was killed continues from its last checkpoint to the same weights, bit for bit on one machine.
+Training is a pure function of :class:`~replicate.settings.tiny_ladder.TinyLadder`: data come from a generator seeded by
+(seed, step), so a run that was killed continues from its last checkpoint to the same weights, bit for bit on one
+machine.
 """
 
 import hashlib
@@ -9,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +25,21 @@ from replicate.files import replacing, require_writable, sync_folder, write_text
 from replicate.ladder import corpus
 from replicate.ladder.checkpoints import Ladder, open_ladder, snapshot_name
 from replicate.models.fresh import tiny_olmo2
+from replicate.settings.tiny_ladder import TinyLadder
 from replicate.threads import fixed_threads
 
 
-@dataclass(frozen=True)
-class TinyLadder:
-    """Everything that decides the weights of the ladder's checkpoints.
+def key(spec: TinyLadder) -> str:
+    """A hash of the parameters, the code that trains, the libraries and the kernels; the folder is named by it.
 
-    ``steps`` updates of ``batch`` x ``context`` tokens, a checkpoint at step 0 and after every ``every`` updates;
-    AdamW with a linear warm-up to ``learning_rate`` and a constant rate from there.
+    So a ladder is never taken for one that other arithmetic would have made.
     """
+    return hashlib.sha256(json.dumps(inputs(spec), sort_keys=True).encode()).hexdigest()[:12]
 
-    seed: int = 0
-    steps: int = 1500
-    every: int = 25
-    layers: int = 3
-    hidden: int = 64
-    heads: int = 4
-    context: int = 48
-    batch: int = 64
-    learning_rate: float = 2e-3
-    warmup: int = 50
-    mixture: corpus.Mixture = field(default_factory=corpus.Mixture)
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.every < 1 or self.steps % self.every:
-            raise ValueError(
-                f"steps, every: expected steps a multiple of every, got {self.steps} and {self.every}"
-            )
-        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ValueError(f"hidden, heads: expected an even head size, got {self.hidden} and {self.heads}")
-
-    @property
-    def key(self) -> str:
-        """A hash of the parameters, the code that trains, the libraries and the kernels; the folder is named by it.
-
-        So a ladder is never taken for one that other arithmetic would have made.
-        """
-        return hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """All that decides the weights, as plain values."""
-        return {"spec": asdict(self), **identity.identity(__name__)}
+def inputs(spec: TinyLadder) -> dict[str, Any]:
+    """All that decides the weights, as plain values."""
+    return {"spec": spec.model_dump(), **identity.identity(__name__)}
 
 
 def train(
@@ -83,7 +55,7 @@ def train(
     ask for the same ladder at once wait for the first. ``origin`` says who trains, for the folder's
     ``parameters.json``.
     """
-    root = Path(folder) / spec.key
+    root = Path(folder) / key(spec)
     if not (root / "LADDER").is_file():
         require_writable(root)
         with FileLock(root / ".lock"), fixed_threads():
@@ -117,7 +89,7 @@ def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = spec.learning_rate * min(1.0, (step + 1) / spec.warmup)
             rng = np.random.default_rng((spec.seed, 2, step))
-            data = corpus.batch(chain, spec.mixture, sequences=spec.batch, length=spec.context + 1, rng=rng)
+            data = corpus.batch(chain, spec, sequences=spec.batch, length=spec.context + 1, rng=rng)
             tokens = torch.from_numpy(data)
             logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
             loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -133,7 +105,7 @@ def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
 
 def _finish(spec: TinyLadder, root: Path, origin: Mapping[str, Any] | None) -> None:
     """Says what the folder holds; the done-mark comes last but for the state, which nobody needs any more."""
-    said = {**spec.inputs, "origin": origin and dict(origin)}
+    said = {**inputs(spec), "origin": origin and dict(origin)}
     write_text(root / "parameters.json", json.dumps(said, indent=1, sort_keys=True) + "\n")
     millions = sum(weight.numel() for weight in open_ladder(root).checkpoints[0].model().parameters()) / 1e6
     write_text(root / "LADDER", f"tiny OLMo-2 architecture trained here ({millions:.2f} M parameters)\n")

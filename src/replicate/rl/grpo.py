@@ -15,17 +15,14 @@ convention     values
 The trainer that uses them is :mod:`replicate.rl.trainer`.
 """
 
-from typing import Literal
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from replicate.checks import one_of
-
-Baseline = Literal["mean", "leave_one_out"]
-Scale = Literal["std", "none"]
-Length = Literal["sequence", "token", "constant"]
+from replicate.settings.conventions import Baseline, Length, Scale
 
 
 def group_advantages(
@@ -41,8 +38,8 @@ def group_advantages(
     gives exact zeros. Raises ``ValueError`` for an empty group, rewards that are not finite, an unknown convention,
     or a group of one where the baseline or the scale needs two.
     """
-    one_of("baseline", baseline, ("mean", "leave_one_out"))
-    one_of("scale", scale, ("std", "none"))
+    one_of("baseline", baseline, get_args(Baseline))
+    one_of("scale", scale, get_args(Scale))
     if rewards.ndim != 2 or rewards.numel() == 0:
         raise ValueError(
             f"rewards: expected [prompts, group] with both at least 1, got {list(rewards.shape)}"
@@ -81,7 +78,7 @@ def surrogate_loss(
     completion without a token contributes 0. ``length="constant"`` needs ``max_length``, the longest completion
     allowed, which is not the longest in the batch.
     """
-    one_of("length", length, ("sequence", "token", "constant"))
+    one_of("length", length, get_args(Length))
     if logp.numel() == 0:
         raise ValueError(f"logp: expected at least one completion and one token, got {list(logp.shape)}")
     if not clip > 0:

@@ -4,6 +4,7 @@ Each lane (seed) has its own prompts, its own uniform numbers and its own parame
 whoever it shares the batch with.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,50 +13,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replicate.models.logits import log_policy
-from replicate.rl.grpo import Baseline, Length, Scale, group_advantages, k3, surrogate_loss
+from replicate.rl.grpo import group_advantages, k3, surrogate_loss
 from replicate.rl.policies import Policy
 from replicate.rl.prompts import Prompts, Reward, answers, exact_match
-from replicate.rl.rollout import log_probs_of, sample
-
-
-@dataclass(frozen=True)
-class GRPO:
-    """Settings of the trainer: how much is sampled, the objective's conventions (see :mod:`.grpo`), the optimiser.
-
-    ``prompts`` x ``group`` completions an update; ``iterations`` updates on each batch of samples (with 1 the ratio is
-    1 and the clip never acts); AdamW with ``learning_rate``, gradients clipped to norm ``max_grad_norm``.
-    """
-
-    prompts: int = 16
-    group: int = 8
-    learning_rate: float = 1e-3
-    baseline: Baseline = "mean"
-    scale: Scale = "std"
-    length: Length = "sequence"
-    clip: float = 0.2
-    kl_coef: float = 0.0
-    iterations: int = 1
-    horizon: int = 1
-    max_grad_norm: float | None = 1.0
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "iterations", "horizon"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.group < 2:
-            raise ValueError(f"group: a group baseline needs at least 2 completions, got {self.group}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: expected a positive number, got {self.learning_rate}")
+from replicate.rl.rollout import Rollout, log_probs_of, sample
+from replicate.settings.grpo import GRPO
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What one seed did. ``updates``: metrics per update; ``budgets``: what the policy is after n updates."""
+    """What one seed did: a row of metrics per update, and a row of what the policy is after each ``budget``."""
 
     seed: int
     updates: list[dict[str, float]] = field(default_factory=list)
-    budgets: dict[int, dict[str, float]] = field(default_factory=dict)
+    budgets: list[dict[str, float | int]] = field(default_factory=list)
 
 
 def train(
@@ -67,22 +38,25 @@ def train(
     *,
     seeds: Sequence[int],
     budgets: Sequence[int],
+    horizon: int = 1,
     reward: Reward = exact_match,
 ) -> list[Curve]:
     """Runs max(budgets) GRPO updates from the policy's present weights, one lane per seed; one curve per seed.
 
-    Prompts come from ``pool``; J, entropy and the exact KL to the start are measured on ``held_out`` before the first
-    update (budget 0) and after each of ``budgets`` updates. ``reference`` (frozen) is called only if its KL weighs
-    something. Raises ``ValueError`` if a lane's loss or gradient is not finite, naming seed and update.
+    Prompts come from ``pool``, answers have ``horizon`` tokens; J, entropy and the exact KL to the start are measured
+    on ``held_out`` before the first update (budget 0) and after each of ``budgets`` updates. ``reference`` (frozen) is
+    called only if its KL weighs something. Raises ``ValueError`` if a lane's loss or gradient is not finite, naming
+    seed and update.
     """
     if policy.lanes != len(seeds):
         raise ValueError(f"seeds: expected one per lane ({policy.lanes}), got {len(seeds)}")
     if not budgets or min(budgets) < 1:
         raise ValueError(f"budgets: expected numbers of updates of at least 1, got {list(budgets)}")
+    if horizon < 1:
+        raise ValueError(f"horizon: expected at least one token, got {horizon}")
     if set(pool.text) & set(held_out.text):
         raise ValueError("held_out: expected prompts that are not in the pool, got some that are")
-    device = pool.tokens.device
-    draws = [torch.Generator(device=device).manual_seed(_stream(seed)) for seed in seeds]
+    draws = [torch.Generator(device=pool.tokens.device).manual_seed(_stream(seed)) for seed in seeds]
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -90,66 +64,105 @@ def train(
     start = _held_out_log_policy(policy, held_out)
     _measure(curves, 0, start, start, held_out)
     for update in range(1, max(budgets) + 1):
-        for lane, metrics in enumerate(_update(policy, reference, optimizer, pool, config, draws, reward)):
-            if not all(map(_finite, metrics.values())):
-                raise ValueError(f"seed {seeds[lane]}: update {update} of GRPO is not finite: {metrics}")
-            curves[lane].updates.append(metrics)
+        batch = _sampled(policy, reference, pool, config, draws, horizon, reward)
+        for curve, metrics in zip(curves, _update(policy, optimizer, batch, config), strict=True):
+            if not all(map(math.isfinite, metrics.values())):
+                raise ValueError(f"seed {curve.seed}: update {update} of GRPO is not finite: {metrics}")
+            curve.updates.append(metrics)
         if update in budgets:
             _measure(curves, update, _held_out_log_policy(policy, held_out), start, held_out)
     return curves
 
 
-def _update(policy, reference, optimizer, pool, config, draws, reward) -> list[dict[str, float]]:
-    """One batch of samples and ``config.iterations`` updates on it; metrics per lane, of the last of them."""
+Completions = Float[Tensor, "lanes completions T"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples of one update: ``prompts`` x ``group`` completions a lane, and what objective (1) needs of them.
+
+    ``logp`` comes with the graph of the pass that sampled; ``old`` is the same without; ``ref`` the reference's (None
+    where its KL weighs nothing).
+    """
+
+    prompts: Int[Tensor, "lanes prompts length"]
+    rollout: Rollout
+    rewards: Float[Tensor, "lanes completions"]
+    advantages: Float[Tensor, "lanes completions"]
+    logp: Completions
+    old: Completions
+    ref: Completions | None
+    vocab: int
+
+
+def _sampled(policy, reference, pool, config, draws, horizon, reward) -> Batch:
+    """Draws prompts and completions and rates them."""
     chosen = torch.stack([_choose(len(pool), config.prompts, g) for g in draws])
     tokens, labels = pool.tokens[chosen], pool.labels[chosen]
-    shape = (config.prompts, config.group, config.horizon)
+    shape = (config.prompts, config.group_size, horizon)
     uniforms = torch.stack([torch.rand(shape, generator=g, device=g.device) for g in draws])
     rollout = sample(policy, tokens, uniforms, vocab=pool.vocab)
     rewards = reward(rollout.tokens.flatten(0, 1), labels.flatten())
     advantages = group_advantages(rewards, baseline=config.baseline, scale=config.scale)
-    advantages = advantages.view(policy.lanes, -1)
-    old = rollout.logp.detach().flatten(1, 2)
     ref = None
     if config.kl_coef != 0:
         with torch.no_grad():
             ref = log_probs_of(reference, tokens, rollout.tokens, vocab=pool.vocab).flatten(1, 2)
-    mask = torch.ones_like(old, dtype=torch.bool)
     logp = rollout.logp.flatten(1, 2)
+    per_lane = (x.view(policy.lanes, -1) for x in (rewards, advantages))
+    return Batch(tokens, rollout, *per_lane, logp, logp.detach(), ref, pool.vocab)
+
+
+def _update(policy, optimizer, batch: Batch, config: GRPO) -> list[dict[str, float]]:
+    """``config.iterations`` optimiser steps on one batch; metrics per lane, of the last of them."""
+    logp = batch.logp
     for iteration in range(config.iterations):
         if iteration > 0:
-            logp = log_probs_of(policy, tokens, rollout.tokens, vocab=pool.vocab).flatten(1, 2)
-        losses = torch.stack(
-            [
-                surrogate_loss(
-                    logp[lane],
-                    old[lane],
-                    None if ref is None else ref[lane],
-                    advantages[lane],
-                    mask[lane],
-                    clip=config.clip,
-                    kl_coef=config.kl_coef,
-                    length=config.length,
-                    max_length=config.horizon,
-                )
-                for lane in range(policy.lanes)
-            ]
-        )
+            logp = log_probs_of(policy, batch.prompts, batch.rollout.tokens, vocab=batch.vocab).flatten(1, 2)
+        losses = _losses(logp, batch, config)
         optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
-        norms = policy.clip_gradients(config.max_grad_norm)
+        norms = policy.clip_gradients(config.max_grad_norm or None)
         optimizer.step()
-    ratio = (logp.detach() - old).exp()
+    return _metrics(batch, config, logp.detach(), losses.detach(), norms)
+
+
+def _losses(logp: Completions, batch: Batch, config: GRPO) -> Float[Tensor, " lanes"]:
+    """Minus objective (1), lane by lane."""
+    mask = torch.ones_like(batch.old[0], dtype=torch.bool)
+    losses = [
+        surrogate_loss(
+            logp[lane],
+            batch.old[lane],
+            None if batch.ref is None else batch.ref[lane],
+            batch.advantages[lane],
+            mask,
+            clip=config.clip,
+            kl_coef=config.kl_coef,
+            length=config.length,
+            max_length=logp.shape[2],
+        )
+        for lane in range(len(logp))
+    ]
+    return torch.stack(losses)
+
+
+def _metrics(batch: Batch, config: GRPO, logp: Completions, losses, norms) -> list[dict[str, float]]:
+    """What is kept of an update, per lane. ``null_groups``: the share of groups whose equal rewards teach nothing."""
+    ratio = (logp - batch.old).exp()
+    groups = batch.advantages.unflatten(1, (-1, config.group_size))
     columns = {
-        "reward": rewards.view(policy.lanes, -1).mean(1),
-        "loss": losses.detach(),
+        "reward": batch.rewards.mean(1),
+        "loss": losses,
         "grad_norm": norms,
-        "entropy": rollout.entropy.flatten(1).mean(1),
+        "entropy": batch.rollout.entropy.flatten(1).mean(1),
         "clip_fraction": ((ratio - 1).abs() > config.clip).float().flatten(1).mean(1),
+        "null_groups": (groups == 0).all(2).float().mean(1),
     }
-    if ref is not None:
-        kl = k3(logp.detach().flatten(0, 1), ref.flatten(0, 1), mask.flatten(0, 1))
-        columns["kl"] = kl.view(policy.lanes, -1).mean(1)
+    if batch.ref is not None:
+        mask = torch.ones_like(logp, dtype=torch.bool)
+        kl = k3(logp.flatten(0, 1), batch.ref.flatten(0, 1), mask.flatten(0, 1))
+        columns["kl"] = kl.view(len(logp), -1).mean(1)
     table = torch.stack([column.double() for column in columns.values()]).T.tolist()
     return [dict(zip(columns, row, strict=True)) for row in table]
 
@@ -168,12 +181,14 @@ def _measure(curves, update, now, start, held_out) -> None:
     for curve, log_probs, before in zip(curves, now, start, strict=True):
         found = answers(log_probs, held_out)
         kl = (log_probs.exp() * (log_probs - before)).sum(-1)  # exact KL(pi_n, pi_0), over the vocabulary
-        curve.budgets[update] = {
+        row = {
+            "budget": update,
             "reward": found.correct.double().mean().item(),
             "label_mass": found.label_mass.double().mean().item(),
             "entropy": found.entropy.double().mean().item(),
             "kl_to_start": kl.double().mean().item(),
         }
+        curve.budgets.append(row)
 
 
 def _choose(total: int, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
@@ -185,7 +200,3 @@ def _stream(seed: int) -> int:
     import numpy as np
 
     return int(np.random.SeedSequence((seed, 3)).generate_state(1, dtype=np.uint64)[0] >> 1)
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

@@ -15,13 +15,13 @@ import scipy.linalg
 import torch
 
 from replicate import kernels
-from replicate.ladder.corpus import Mixture
-from replicate.ladder.pretrain import TinyLadder, train
+from replicate.ladder.pretrain import train
+from replicate.settings.tiny_ladder import TinyLadder
 from replicate.threads import fixed_threads
 
 LADDER = TinyLadder(
     seed=0, steps=150, every=75, layers=2, hidden=64, heads=4, context=32, batch=64, learning_rate=6e-3,
-    mixture=Mixture(records=0.5, label_documents=0.5, labels=4),
+    warmup=50, records=0.5, label_documents=0.5, noise=0.0, labels=4,
 )  # fmt: skip
 
 REFERENCE: Mapping[str, str] = {

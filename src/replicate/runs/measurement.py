@@ -1,32 +1,41 @@
 """The experiment ``measure``: J_0 and what section 5 measures at one checkpoint, in every reading."""
 
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import torch
+from pydantic import BaseModel
 
 from replicate.impact.measured import PolicyName, components_by_advantage, gradient_norm_squared
 from replicate.ladder.checkpoints import Checkpoint
 from replicate.rl.prompts import Prompts, evaluate
 from replicate.runs import prompts
+from replicate.settings.machine import Machine
+from replicate.settings.measurement import Measurement
+from replicate.settings.task import Task
 from replicate.threads import fixed_threads
 
-SETTINGS = (*prompts.SETTINGS, "DTYPE", "MEASURE_PROMPTS", "MEASURE_GROUP", "MEASURE_LAYERS", "SIGMA")
-"""The parameters that decide the result; the job is given these and no others."""
+
+class Settings(BaseModel, frozen=True):
+    """The sections that decide the result; the job is given these and no others."""
+
+    task: Task
+    measurement: Measurement
+    machine: Machine
 
 
-def run(settings: SimpleNamespace, checkpoint: Checkpoint, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+def run(settings: Settings, checkpoint: Checkpoint, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
     """The measurements of one checkpoint, by seed."""
     with fixed_threads():
         return {seed: _measure(settings, checkpoint, seed) for seed in seeds}
 
 
-def _measure(settings: SimpleNamespace, checkpoint: Checkpoint, seed: int) -> dict[str, Any]:
-    model = checkpoint.model(dtype=getattr(torch, settings.DTYPE), device=settings.DEVICE)
-    held_out = prompts.draw(settings, checkpoint, "eval")
+def _measure(settings: Settings, checkpoint: Checkpoint, seed: int) -> dict[str, Any]:
+    machine = settings.machine
+    model = checkpoint.model(dtype=getattr(torch, machine.dtype), device=machine.device)
+    held_out = prompts.held_out(settings.task, checkpoint, machine.device)
     found = evaluate(model, held_out)
-    chosen = held_out.select(torch.arange(min(settings.MEASURE_PROMPTS, len(held_out))))
+    chosen = held_out.select(torch.arange(min(settings.measurement.prompts, len(held_out))))
     return {
         "reward": found.correct.double().mean().item(),
         "label_mass": found.label_mass.double().mean().item(),
@@ -37,22 +46,21 @@ def _measure(settings: SimpleNamespace, checkpoint: Checkpoint, seed: int) -> di
     }
 
 
-def _readings(settings: SimpleNamespace, model, chosen: Prompts, seed: int) -> Iterator[dict[str, Any]]:
+def _readings(settings: Settings, model, chosen: Prompts, seed: int) -> Iterator[dict[str, Any]]:
     """A row per state layer, action model and advantage."""
-    for layer in settings.MEASURE_LAYERS:
+    for layer in settings.measurement.layers:
         for policy in get_args(PolicyName):
             measured = components_by_advantage(
                 model,
                 chosen.tokens,
                 chosen.labels,
                 layer=layer,
-                group_size=settings.MEASURE_GROUP,
+                group_size=settings.measurement.group,
                 policy=policy,
                 # The same stream for every reading: matched samples.
-                generator=torch.Generator(device=settings.DEVICE).manual_seed(seed),
+                generator=torch.Generator(device=settings.machine.device).manual_seed(seed),
                 vocab=chosen.vocab,
-                sigma=settings.SIGMA,
+                sigma=settings.measurement.sigma,
             )
             for advantage, found in measured.items():
-                row = {name: value for name, value in vars(found).items() if name != "per_prompt"}
-                yield {"layer": layer, "policy": policy, "advantage": advantage, **row}
+                yield {"layer": layer, "policy": policy, "advantage": advantage, **found.row()}

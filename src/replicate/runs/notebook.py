@@ -16,7 +16,8 @@ from replicate.ladder.checkpoints import Ladder
 from replicate.report.figures import style
 from replicate.report.verdicts import Verdicts, cell_number
 from replicate.runs import jobs, paths, preflight, tables
-from replicate.runs.params import MapParameters, Parameters, ScaleParameters, ToyParameters
+from replicate.runs.parameter_files import schema_of
+from replicate.runs.params import ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
 
 if TYPE_CHECKING:
@@ -28,16 +29,6 @@ _START_CELL = 2
 
 # Names that IPython itself puts beside the user's.
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
-
-
-def schema_of(notebook: str) -> type[Parameters]:
-    """The parameter schema of a notebook, by the number its name starts with."""
-    number = int(notebook[:2])
-    if number == 0:
-        return MapParameters
-    if number <= 8:
-        return ToyParameters
-    return ScaleParameters
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from replicate.runs import paths
+from replicate.runs.parameter_files import schema_of
 from replicate.runs.params import ScaleParameters
 from replicate.runs.workers import run_each
 
@@ -55,8 +56,6 @@ def _duration(path: Path) -> float | None:
 
 def values(notebook: str, params: ScaleParameters) -> dict[str, Any]:
     """The values that a run hands to a notebook: those of its parameters that the notebook knows."""
-    from replicate.runs.notebook import schema_of  # it brings in torch, which the workers here do not need
-
     known = schema_of(notebook).model_fields
     return {name: value for name, value in params.model_dump().items() if name in known}
 

@@ -1,58 +1,48 @@
-"""The parameters of the notebooks and of the runs: one declaration, checked before any work.
+"""The parameters of the notebooks and of the runs, checked before any work.
 
-The keys of the YAML files in ``params/`` are the fields of :class:`ScaleParameters`; one flat file serves every
-notebook and every command. Notebooks 09, 11 and 12 use all of them, the others a few; each checks all that it is given
-and takes what is its own. Types are strict: YAML reads ``1e-5`` as a *string*, which is refused here instead of failing
-an hour later. What only the machine can tell (is the folder there, the device?) is asked by :mod:`.preflight`.
+They are declared in :mod:`replicate.settings`, section by section; here their flat names are put together. The keys of
+the YAML files in ``params/`` are the fields of :class:`ScaleParameters`; one flat file serves every notebook and every
+command. Notebooks from 09 on use all of them, the others a few; each checks all that it is given and takes what is its
+own. Types are strict: YAML reads ``1e-5`` as a *string*, which is refused here instead of failing an hour later. What
+only the machine can tell (is the folder there, the device?) is asked by :mod:`replicate.runs.preflight`.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, TypeVar, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
+from replicate.rl import tasks
 from replicate.runs import strict_yaml
 from replicate.runs.strict_yaml import shown
+from replicate.settings.grpo import GRPO
+from replicate.settings.machine import Machine
+from replicate.settings.measurement import Measurement
+from replicate.settings.response import Response
+from replicate.settings.run import Run
+from replicate.settings.section import Section
+from replicate.settings.task import Task
+from replicate.settings.tiny_ladder import TinyLadder
 
-# Beyond these a number is a slip of the keyboard: nothing here is counted in millions, seeds are 32-bit words.
-_MOST = 10**6
-_SEED = 2**32 - 1
+SECTIONS: tuple[type[Section], ...] = (Run, Task, TinyLadder, Measurement, Response, GRPO, Machine)
+"""All sections, in the order of the YAML files."""
+
+S = TypeVar("S", bound=Section)
+
 # What a parameter file holds at most, in characters, and what a refusal does.
 _FILE, _LINE, _COMPLAINTS = 10**5, 300, 3
-
-
-def _printable(text: str) -> str:
-    if text.isprintable() and text.strip() == text:
-        return text
-    raise ValueError("expected a name without control characters and outer blanks")
-
-
-def _list_in_string(value: Any) -> Any:
-    """``-p BUDGETS "[5]"`` reaches a notebook through Papermill as the string ``"[5]"``."""
-    if not (isinstance(value, str) and value.lstrip().startswith("[")):
-        return value
-    return strict_yaml.read(value)
-
-
-Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
-Integers = Annotated[list[int], BeforeValidator(_list_in_string), Field(min_length=1, max_length=1000)]
 
 
 class Parameters(BaseModel):
     """Base of all schemas: strict types, finite numbers, unknown keys refused, immutable."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str) -> "Parameters":
@@ -61,116 +51,88 @@ class Parameters(BaseModel):
         Raises ``ValueError`` with one line that names ``where`` they came from and every culprit.
         """
         try:
-            known = ScaleParameters.model_validate(dict(values))
+            known = ScaleParameters.model_validate(_lists_read(values))
         except ValidationError as error:
             raise ValueError(located(where, _explanation(error))) from None
         return cls(**{name: getattr(known, name) for name in values if name in cls.model_fields})
 
-
-class MapParameters(Parameters):
-    """Parameters of notebook 00: the folder of a run whose verdicts it shows."""
-
-    RUN_DIR: Text = "results/cpu"
+    def section(self, section: type[S]) -> S:
+        """The parameters of one section, as what they configure takes them."""
+        return section(**_fields(self, section))
 
 
-class ToyParameters(Parameters):
-    """Parameters of notebooks 01 to 08."""
-
-    SEED: int = Field(0, ge=0, le=_SEED)
-    RUN_DIR: Text = "runs/smoke"
-
-
-class ScaleParameters(Parameters):
-    """Parameters of notebooks 09, 11 and 12 and of every run: which checkpoints, what is measured, how RL is done.
-
-    Every notebook's parameters are among them.
-    """
-
-    # Where results go, and the ladder: "tiny" trains it from the TINY_* parameters, else a folder of snapshots.
-    RUN_DIR: Text = "runs/smoke"
-    LADDER: Text = "tiny"
-    LADDER_DIR: Text = "runs/ladders"
-    SEED: int = Field(0, ge=0, le=_SEED)
-    TINY_STEPS: int = Field(300, ge=1, le=_MOST)
-    TINY_EVERY: int = Field(30, ge=1, le=_MOST)
-    TINY_LAYERS: int = Field(2, ge=1, le=_MOST)
-    TINY_HIDDEN: int = Field(64, ge=4, le=_MOST)
-    TINY_HEADS: int = Field(4, ge=1, le=_MOST)
-    TINY_CONTEXT: int = Field(32, ge=12, le=_MOST)
-    TINY_BATCH: int = Field(64, ge=1, le=_MOST)
-    TINY_LEARNING_RATE: float = Field(6.0e-3, gt=0)
-    TINY_RECORDS: float = Field(0.5, ge=0, le=1)
-    TINY_LABEL_DOCUMENTS: float = Field(0.5, ge=0, le=1)
-    # The task: label copying, with as many labels as :data:`replicate.rl.tasks.label_copying.LABELS` has at most.
-    LABELS: int = Field(4, ge=2, le=16)
-    FILLER: int = Field(16, ge=0, le=_MOST)
-    POOL_PROMPTS: int = Field(512, ge=1, le=_MOST)
-    EVAL_PROMPTS: int = Field(64, ge=1, le=_MOST)
-    # Measurement of the costates.
-    MEASURE_PROMPTS: int = Field(64, ge=1, le=_MOST)
-    MEASURE_GROUP: int = Field(16, ge=2, le=_MOST)
-    MEASURE_LAYERS: Integers = [-1]
-    SIGMA: float = Field(1.0, gt=0)
-    # GRPO.
-    RL_SEEDS: Integers = [0, 1, 2]
-    BUDGETS: Integers = [5, 10]
-    PROMPTS: int = Field(16, ge=1, le=_MOST)
-    GROUP_SIZE: int = Field(8, ge=2, le=_MOST)
-    LEARNING_RATE: float = Field(2.0e-4, gt=0)
-    BASELINE: Literal["mean", "leave_one_out"] = "mean"
-    SCALE: Literal["std", "none"] = "std"
-    CLIP: float = Field(0.2, gt=0)
-    KL_COEF: float = Field(0.0, ge=0)
-    ITERATIONS: int = Field(1, ge=1, le=_MOST)
-    MAX_GRAD_NORM: float = Field(1.0, gt=0)
-    # The machine, and how many resamples the intervals use.
-    DEVICE: Text = "cpu"
-    DTYPE: Literal["float32", "float64", "bfloat16"] = "float32"
-    STACK_SEEDS: bool = True
-    RESAMPLES: int = Field(500, ge=100, le=_MOST)
+class _Whole(Parameters):
+    """All parameters together, and what does not go together among them."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "ScaleParameters":
-        if complaints := [*_complaints(self), *(_tiny_complaints(self) if self.LADDER == "tiny" else ())]:
+    def _consistent(self) -> "_Whole":
+        if complaints := list(_complaints(self)):
             raise ValueError("; ".join(complaints))
         return self
 
 
-def _complaints(p: ScaleParameters) -> Iterator[str]:
-    """What does not go together in any regime."""
-    if p.TINY_STEPS % p.TINY_EVERY:
-        yield f"TINY_STEPS must be a multiple of TINY_EVERY ({p.TINY_EVERY}), got {p.TINY_STEPS}"
-    if p.TINY_RECORDS + p.TINY_LABEL_DOCUMENTS > 1:
-        got = f"{p.TINY_RECORDS} and {p.TINY_LABEL_DOCUMENTS}"
-        yield f"TINY_RECORDS and TINY_LABEL_DOCUMENTS are shares and must not exceed 1 together, got {got}"
-    for name, least, most in (
-        ("RL_SEEDS", 0, _SEED),
-        ("BUDGETS", 1, _MOST),
-        ("MEASURE_LAYERS", -_MOST, _MOST),
-    ):
-        values = getattr(p, name)
-        if len(set(values)) < len(values) or min(values) < least or max(values) > most:
-            yield f"{name} must be distinct numbers from {least} to {most}, got {shown(values)}"
+def _fields(params: Parameters, section: type[Section]) -> dict[str, Any]:
+    return {field: getattr(params, section.flat_name(field)) for field in section.model_fields}
+
+
+def _flat(name: str, base: type[Parameters], only: Collection[str] | None = None, **defaults: Any) -> Any:
+    """A schema of the sections' fields under their flat names: all of them, or ``only`` some."""
+    fields = {}
+    for section in SECTIONS:
+        for field, info in section.model_fields.items():
+            flat, info = section.flat_name(field), copy(info)
+            info.default, info.alias, info.validation_alias, info.serialization_alias = (
+                defaults.get(flat, info.default),
+                *(None,) * 3,
+            )
+            if only is None or flat in only:
+                fields.setdefault(flat, (info.annotation, info))
+    return create_model(name, __base__=base, __module__=__name__, **fields)
+
+
+ScaleParameters = _flat("ScaleParameters", _Whole)
+"""Parameters of notebooks from 09 on and of every run. Every notebook's parameters are among them."""
+
+ToyParameters = _flat("ToyParameters", Parameters, only=("RUN_DIR", "SEED"))
+"""Parameters of notebooks 01 to 08."""
+
+MapParameters = _flat("MapParameters", Parameters, only=("RUN_DIR",), RUN_DIR="results/cpu")
+"""Parameters of notebook 00: the folder of a run whose verdicts it shows."""
+
+
+def _lists_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``-p BUDGETS "[5]"`` reaches a notebook through Papermill as the string ``"[5]"``."""
+    read = dict(values)
+    for name, value in values.items():
+        field = ScaleParameters.model_fields.get(name)
+        if field and get_origin(field.annotation) is list and isinstance(value, str) and "[" in value:
+            try:
+                read[name] = strict_yaml.read(value)
+            except ValueError:
+                continue  # left as it is, to be refused as no list
+    return read
+
+
+def _complaints(p: Any) -> Iterator[str]:
+    """What does not go together: within a section, then between them. Of a tiny ladder only if it is asked for."""
+    for section in SECTIONS:
+        if section is not TinyLadder or p.LADDER == "tiny":
+            values = section.model_construct(**_fields(p, section))
+            yield from values.complaints(section.flat_name)
+    if p.TASK not in tasks.names():
+        yield f"TASK must be one of {', '.join(tasks.names())}, got {shown(p.TASK)}"
     if p.MEASURE_PROMPTS > p.EVAL_PROMPTS:
         yield f"MEASURE_PROMPTS must be at most EVAL_PROMPTS ({p.EVAL_PROMPTS}), got {p.MEASURE_PROMPTS}"
-
-
-def _tiny_complaints(p: ScaleParameters) -> Iterator[str]:
-    """What the tiny ladder cannot be, or cannot do once it is trained."""
-    if p.TINY_HIDDEN % (2 * p.TINY_HEADS):
-        yield f"TINY_HIDDEN must be a multiple of 2 x TINY_HEADS ({2 * p.TINY_HEADS}), got {p.TINY_HIDDEN}"
-    # "label is Y ; filler... answer : Y" fills a training document at most.
-    if p.FILLER + 7 > p.TINY_CONTEXT:
-        yield f"TINY_CONTEXT must be at least FILLER + 7 ({p.FILLER + 7}), got {p.TINY_CONTEXT}"
-    if complaint := layer_complaint(p, p.TINY_LAYERS):
+    if p.LADDER == "tiny" and (complaint := layer_complaint(p, p.TINY_LAYERS)):
         yield complaint
 
 
-def layer_complaint(params: ScaleParameters, depth: int) -> str | None:
-    """What is wrong with MEASURE_LAYERS for a model of ``depth`` blocks: layers are numbered as in :mod:`.states`."""
-    if not (outside := [k for k in params.MEASURE_LAYERS if not -depth - 1 <= k <= depth]):
+def layer_complaint(params: Any, depth: int) -> str | None:
+    """What is wrong with MEASURE_LAYERS for a model of ``depth`` blocks: see :data:`replicate.models.hooks.FINAL`."""
+    if not (outside := [k for k in params.MEASURE_LAYERS if not -1 <= k <= depth]):
         return None
-    return f"MEASURE_LAYERS must lie from {-depth - 1} to {depth} (the model has {depth} blocks), got {shown(outside)}"
+    expected = f"MEASURE_LAYERS must be 0 to {depth} or -1, the final state (the model has {depth} blocks)"
+    return f"{expected}, got {shown(outside)}"
 
 
 def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> ScaleParameters:

@@ -29,6 +29,13 @@ def resolve(path: str | os.PathLike) -> Path:
         raise ValueError(f"{path}: no such path ({error})") from None
 
 
+def ladder(spec: str) -> str:
+    """A ladder's name with its folder resolved; one that starts with a source's prefix (``hub:``) stays as it is."""
+    from replicate.ladder import sources  # it brings in torch, which not everybody here needs
+
+    return spec if sources.of(spec) else str(resolve(spec))
+
+
 def notebooks() -> Path:
     """The folder of the notebooks that a run executes: below ``REPLICATE_HOME``, in the source tree, below here."""
     tree = Path(__file__).resolve().parents[3]

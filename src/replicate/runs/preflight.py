@@ -107,9 +107,7 @@ def _ladder(params: ScaleParameters) -> Iterator[str]:
     from replicate.ladder.checkpoints import open_ladder
 
     try:
-        ladder = open_ladder(
-            params.LADDER if params.LADDER.startswith("hub:") else paths.resolve(params.LADDER)
-        )
+        ladder = open_ladder(paths.ladder(params.LADDER))
     except (ValueError, OSError) as error:
         yield f"LADDER: {error}; give 'tiny' or a folder of snapshots stage1-step...-tokens..."
         return
@@ -156,7 +154,7 @@ def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int | N
 
     here = params.model_copy(update={"DEVICE": "cpu"})
     try:
-        length = jobs.prompts(here, checkpoint, "eval").tokens.shape[1]
+        length = jobs.held_out(here, checkpoint).tokens.shape[1]
     except ValueError as error:
         yield f"LABELS, FILLER: these prompts cannot be made with this ladder ({error})"
         return
@@ -168,9 +166,10 @@ def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int | N
 
 
 def _pool_size(params: ScaleParameters, checkpoint: "Checkpoint") -> int:
-    from replicate.runs import jobs
+    from replicate.runs import prompts
+    from replicate.settings.task import Task
 
     try:
-        return len(jobs.prompts(params, checkpoint, "pool"))
+        return len(prompts.pool(params.section(Task), params.POOL_PROMPTS, checkpoint, "cpu"))
     except Exception:  # selecting nothing may fail in any way; whatever it is, every job would meet it
         return 0

@@ -1,36 +1,33 @@
-"""The prompts of the jobs: a function of the settings and the checkpoint's tokenizer alone."""
-
-from types import SimpleNamespace
-from typing import Literal
+"""The prompts of the jobs: a function of the task's settings and the checkpoint's tokenizer alone."""
 
 import numpy as np
 import torch
 
 from replicate.ladder.checkpoints import Checkpoint
+from replicate.rl import tasks
 from replicate.rl.prompts import Prompts
-from replicate.rl.tasks.label_copying import label_copying
+from replicate.settings.task import Task
 
-SETTINGS = ("SEED", "LABELS", "FILLER", "EVAL_PROMPTS", "DEVICE")
-"""What the held-out prompts depend on; the pool depends on ``POOL_PROMPTS`` as well."""
+_HELD_OUT, _POOL = 11, 12  # streams of random numbers
 
 
-def draw(settings: SimpleNamespace, checkpoint: Checkpoint, which: Literal["pool", "eval"]) -> Prompts:
-    """The prompts that RL draws from (none of them held out), or the held-out ones."""
-    held_out = _draw(settings, checkpoint, settings.EVAL_PROMPTS, stream=11)
-    if which == "eval":
-        return held_out
-    pool = _draw(settings, checkpoint, settings.POOL_PROMPTS, stream=12)
-    taken = set(held_out.text)
-    free = [i for i, text in enumerate(pool.text) if text not in taken]
+def held_out(task: Task, checkpoint: Checkpoint, device: str) -> Prompts:
+    """The prompts on which a checkpoint is measured and RL is evaluated."""
+    return _draw(task, checkpoint, task.eval_prompts, _HELD_OUT).to(device)
+
+
+def pool(task: Task, count: int, checkpoint: Checkpoint, device: str) -> Prompts:
+    """The prompts that RL draws from: ``count``, less those that are held out; ``ValueError`` if none is left."""
+    drawn = _draw(task, checkpoint, count, _POOL)
+    taken = set(held_out(task, checkpoint, "cpu").text)
+    free = [i for i, text in enumerate(drawn.text) if text not in taken]
     if not free:
         raise ValueError(
-            f"POOL_PROMPTS, FILLER: all {len(pool)} prompts drawn are held out; take more of the one or of the other"
+            f"POOL_PROMPTS: all {len(drawn)} prompts drawn are held out; raise FILLER or lower EVAL_PROMPTS"
         )
-    return pool.select(torch.tensor(free))
+    return drawn.select(torch.tensor(free)).to(device)
 
 
-def _draw(settings: SimpleNamespace, checkpoint: Checkpoint, count: int, *, stream: int) -> Prompts:
-    rng = np.random.default_rng((settings.SEED, stream))
-    words = checkpoint.tokenizer()
-    drawn = label_copying(words, count, labels=settings.LABELS, filler=settings.FILLER, rng=rng)
-    return drawn.to(settings.DEVICE)
+def _draw(task: Task, checkpoint: Checkpoint, count: int, stream: int) -> Prompts:
+    rng = np.random.default_rng((task.seed, stream))
+    return tasks.get(task.task).draw(checkpoint.tokenizer(), count, settings=task, rng=rng)

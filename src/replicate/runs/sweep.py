@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from replicate import DISTRIBUTION
@@ -35,7 +36,7 @@ class Unit:
     checkpoint: Checkpoint
     experiment: Experiment
     keys: dict[int, str]
-    settings: dict[str, Any]
+    settings: BaseModel
     made_by: dict[str, Any]
 
 
@@ -64,14 +65,18 @@ def store_of(params: ScaleParameters) -> Store:
 
 def job_key(params: ScaleParameters, checkpoint: Checkpoint, experiment: Experiment, seed: int) -> str:
     """The key of one job: its experiment, seed, settings, the checkpoint's content, and what computes it."""
-    return key_of(
-        _inputs(jobs.settings(params, experiment), jobs.maker(experiment), checkpoint, experiment, seed)
-    )
+    return key_of(_inputs(*_made(params, experiment), checkpoint, experiment, seed))
+
+
+def _made(params: ScaleParameters, experiment: Experiment) -> tuple[BaseModel, dict[str, Any]]:
+    """The experiment's settings, and what computes it."""
+    settings = jobs.settings(params, experiment)
+    return settings, jobs.maker(experiment, settings)
 
 
 def _inputs(settings, made_by, checkpoint, experiment, seed) -> dict[str, Any]:
     inputs = {"experiment": experiment, "seed": seed, "checkpoint": checkpoint.sha}
-    return {**inputs, "settings": settings, "made_by": made_by}
+    return {**inputs, "settings": settings.model_dump(), "made_by": made_by}
 
 
 def sweep(
@@ -116,7 +121,7 @@ def _missing(params, ladder, store, experiments) -> tuple[list[Unit], Outcome]:
     units, outcome = [], Outcome()
     for experiment in experiments:
         clear_parts(store.folder / experiment)
-        settings, made_by = jobs.settings(params, experiment), jobs.maker(experiment)
+        settings, made_by = _made(params, experiment)
         for checkpoint in ladder:
             inputs = {
                 seed: _inputs(settings, made_by, checkpoint, experiment, seed)
@@ -205,7 +210,7 @@ def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):
 
 def _work(unit: Unit) -> Answer:
     """Does a unit's jobs, wherever this is; refuses where the numbers would not be those that the keys stand for."""
-    if (here := jobs.maker(unit.experiment)) != unit.made_by:
+    if (here := jobs.maker(unit.experiment, unit.settings)) != unit.made_by:
         differ = [name for name in here if here[name] != unit.made_by[name]]
         raise ValueError(
             f"worker: its {', '.join(differ)} differ from the sweep's, start it anew with the same"
@@ -213,7 +218,7 @@ def _work(unit: Unit) -> Answer:
     start = time.perf_counter()
     results = jobs.run(unit.experiment, unit.settings, unit.checkpoint, list(unit.keys))
     seconds = (time.perf_counter() - start) / len(unit.keys)  # seeds run together: to each its share
-    return results, provenance.origin(unit.settings["DEVICE"], seconds)
+    return results, provenance.origin(unit.settings.machine.device, seconds)
 
 
 def _record(unit: Unit, seed: int, result: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:

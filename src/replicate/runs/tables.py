@@ -8,19 +8,13 @@ from typing import get_args
 import pandas as pd
 
 from replicate.files import replacing, write_text
-from replicate.impact.headrooms import Headroom
+from replicate.impact import headrooms
 from replicate.impact.measured import PolicyName
-from replicate.impact.scores import PRIMARY_SIGNAL, Signal, signal
+from replicate.impact.scores import PRIMARY_SIGNAL, SIGNALS, signal
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs.params import ScaleParameters
 from replicate.runs.sweep import records
-
-_HEADROOM_COLUMNS: dict[str, str] = {
-    "std": "headroom",
-    "variance": "headroom_variance",
-    "kl": "headroom_kl",
-    "best_of_n": "headroom_best_of_n",
-}
+from replicate.statistics.series import spearman
 
 
 @dataclass(frozen=True)
@@ -51,10 +45,10 @@ def load(params: ScaleParameters, ladder: Ladder) -> Tables:
     base = [{**_where(r), **{k: v for k, v in r["result"].items() if k != "readings"}} for r in measured]
     parts = [{**_where(r), **reading} for r in measured for reading in r["result"]["readings"]]
     gains = [
-        {**_where(r), "seed": r["seed"], "budget": int(n), **found, "gain": found["reward"] - _start(r)}
+        {**_where(r), "seed": r["seed"], **row, "gain": row["reward"] - _start(r)}
         for r in trained
-        for n, found in r["result"]["budgets"].items()
-        if n != "0"
+        for row in r["result"]["budgets"]
+        if row["budget"] > 0
     ]
     updates = [
         {**_where(r), "seed": r["seed"], "update": i + 1, **metrics}
@@ -73,7 +67,7 @@ def _where(record) -> dict[str, int]:
 
 
 def _start(record) -> float:
-    return record["result"]["budgets"]["0"]["reward"]
+    return next(row["reward"] for row in record["result"]["budgets"] if row["budget"] == 0)
 
 
 def per_checkpoint(
@@ -100,7 +94,7 @@ def per_checkpoint(
     base = tables.checkpoints.rename(columns={"reward": "J0"})
     columns = ["V_mean", "delta_mean", "kappa_mean"] if conditional else ["V", "delta", "kappa"]
     frame = base.merge(
-        chosen[[*where, *columns, _HEADROOM_COLUMNS[headroom]]].set_axis(
+        chosen[[*where, *columns, headrooms.column(headroom)]].set_axis(
             [*where, "V", "delta", "kappa", "H"], axis=1
         ),
         on=where,
@@ -125,14 +119,12 @@ def multiverse(tables: Tables, layers: list[int]) -> pd.DataFrame:
     headroom. Under the shift policy the Delta of the mean is zero by Lemma 1, and a sampled estimate of it is noise: it
     is left out.
     """
-    from replicate.statistics.series import spearman
-
     rows = []
     for policy, conditional, layer in itertools.product(get_args(PolicyName), (False, True), layers):
         if policy == "shift" and conditional:
             continue
         kind = f"{policy}, {'average' if conditional else 'one'} costate\nlayer {'final' if layer == -1 else layer}"
-        for name, room in itertools.product(get_args(Signal), get_args(Headroom)):
+        for name, room in itertools.product(SIGNALS, headrooms.KINDS):
             frame = per_checkpoint(
                 tables, policy=policy, layer=layer, kind=name, headroom=room, conditional=conditional
             )

@@ -106,12 +106,6 @@ def left_out_r2(predictors: Float[np.ndarray, "checkpoints ..."], y: Series, *, 
     return float(1 - np.square(errors).sum() / np.square(spread).sum())
 
 
-def regret(score: Series, gain: Series) -> float:
-    """Gain lost by starting RL at the checkpoint with the largest score instead of the one with the largest gain."""
-    gain = np.asarray(gain, dtype=float)
-    return float(gain.max() - gain[int(np.argmax(score))])
-
-
 def hac_slope(x: Series, y: Series, *, controls: Series | None = None) -> tuple[float, float, float]:
     """Slope of z(y) on z(x) (controls beside it), its HAC standard error and p-value."""
     import statsmodels.api as sm
@@ -120,25 +114,6 @@ def hac_slope(x: Series, y: Series, *, controls: Series | None = None) -> tuple[
     design = sm.add_constant(np.column_stack(columns))
     fit = sm.OLS(zscore(y), design).fit(cov_type="HAC", cov_kwds={"maxlags": block_length(len(design))})
     return float(fit.params[1]), float(fit.bse[1]), float(fit.pvalues[1])
-
-
-def predictors_table(
-    frame: pd.DataFrame, predictors: dict[str, Series], target: str, *, given: str, resamples: int, seed: int
-) -> pd.DataFrame:
-    """One row per predictor of ``frame[target]`` over checkpoints: rank correlation with its interval, the partial one
-    given ``frame[given]``, the left-out R^2, and the regret of choosing by it (in units of the target)."""
-    y, control = frame[target].to_numpy(float), frame[given].to_numpy(float)
-    rows = []
-    for name, values in predictors.items():
-        x = np.asarray(values, dtype=float)
-        rank = block_interval(spearman, x, y, resamples=resamples, seed=seed)
-        row = {"predictor": name, "spearman": rank.value, "low": rank.low, "high": rank.high}
-        row["shift_p"] = shift_p_value(spearman, x, y)
-        row["partial"] = float("nan") if np.array_equal(x, control) else partial_spearman(x, y, control)
-        row["left_out_R2"] = left_out_r2(x, y, gap=1)
-        row["regret"] = regret(x, y)
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def _residual(y: Series, x: Series) -> Series:

@@ -15,7 +15,8 @@ is not exactly one more token, or where prompts differ in length.
 import numpy as np
 import torch
 
-from replicate.rl.prompts import Prompts
+from replicate.rl.prompts import Prompts, exact_match
+from replicate.settings.task import Task
 
 _LABELS = """
     red green blue black white brown gold silver gray pink orange purple yellow cream copper rose
@@ -64,6 +65,15 @@ def label_copying(tokenizer, prompts: int, *, labels: int, filler: int, rng: np.
             f"tokenizer: expected prompts of one length in tokens, got lengths {sorted(lengths)}"
         )
     return Prompts(text, torch.tensor(rows), label_ids[torch.from_numpy(chosen)], label_ids, len(tokenizer))
+
+
+HORIZON = 1
+reward = exact_match
+
+
+def draw(tokenizer, count: int, *, settings: Task, rng: np.random.Generator) -> Prompts:
+    """:func:`label_copying` with the settings of a run."""
+    return label_copying(tokenizer, count, labels=settings.labels, filler=settings.filler, rng=rng)
 
 
 def _answer_id(tokenizer, prompt: str, label: str) -> int:

@@ -1,0 +1,59 @@
+"""The tiny ladder: what decides the weights of its checkpoints."""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pydantic import Field
+
+from replicate.settings.section import LABELS, MOST, SEED, Says, Section, Seed
+
+
+class Mixture(Section):
+    """Shares of the corpus' kinds of sequences (prose has the rest) and what its label documents look like.
+
+    ``noise`` is the probability that a label document ends in a random label instead of its own.
+    """
+
+    prefix: ClassVar[str] = "TINY_"
+
+    records: float = Field(0.5, ge=0, le=1)
+    label_documents: float = Field(0.5, ge=0, le=1)
+    noise: float = Field(0.0, ge=0, le=1)
+    labels: int = LABELS
+
+    def complaints(self, says: Says) -> Iterator[str]:
+        """Two shares that exceed the whole."""
+        if self.records + self.label_documents > 1:
+            names = f"{says('records')} and {says('label_documents')}"
+            got = f"{self.records} and {self.label_documents}"
+            yield f"{names} are shares and must not exceed 1 together, got {got}"
+
+
+class TinyLadder(Mixture):
+    """Training of the tiny OLMo-2: ``steps`` updates of ``batch`` x ``context`` tokens, a checkpoint every ``every``.
+
+    ``layers`` blocks of width ``hidden`` with ``heads`` heads; AdamW with a linear ``warmup`` (updates) to
+    ``learning_rate`` and a constant rate from there. ``seed`` decides the first weights and the data.
+    """
+
+    about: ClassVar[str] = "The tiny ladder: its corpus, its model, its training."
+
+    seed: Seed = SEED
+    steps: int = Field(300, ge=1, le=MOST)
+    every: int = Field(30, ge=1, le=MOST)
+    layers: int = Field(2, ge=1, le=MOST)
+    hidden: int = Field(64, ge=4, le=MOST)
+    heads: int = Field(4, ge=1, le=MOST)
+    context: int = Field(32, ge=12, le=MOST)
+    batch: int = Field(64, ge=1, le=MOST)
+    learning_rate: float = Field(6.0e-3, gt=0)
+    warmup: int = Field(50, ge=1, le=MOST)
+
+    def complaints(self, says: Says) -> Iterator[str]:
+        """A number of steps without a last checkpoint, heads that cannot be rotated, and the mixture's."""
+        if self.steps % self.every:
+            yield f"{says('steps')} must be a multiple of {says('every')} ({self.every}), got {self.steps}"
+        if self.hidden % (2 * self.heads):
+            wanted = f"a multiple of 2 x {says('heads')} ({2 * self.heads})"
+            yield f"{says('hidden')} must be {wanted}, got {self.hidden}"
+        yield from super().complaints(says)
