@@ -39,8 +39,3 @@ PREDICTORS: dict[str, "Callable[[pd.DataFrame], pd.Series]"] = {
     "|grad_theta J|^2": lambda frame: frame.gradient_norm_squared,
 }
 """What may say where RL helps, from the columns of :func:`replicate.runs.tables.per_checkpoint`."""
-
-
-def predictors(frame: "pd.DataFrame") -> "dict[str, pd.Series]":
-    """Every predictor of :data:`PREDICTORS` at every checkpoint of ``frame``."""
-    return {name: of(frame) for name, of in PREDICTORS.items()}

@@ -69,3 +69,8 @@ def run(
 def held_out(params: ScaleParameters, checkpoint: Checkpoint) -> Prompts:
     """The held-out prompts, on the parameters' device."""
     return prompts.held_out(params.section(Task), checkpoint, params.DEVICE)
+
+
+def pool(params: ScaleParameters, checkpoint: Checkpoint) -> Prompts:
+    """The prompts that RL draws from, on the parameters' device."""
+    return prompts.pool(params.section(Task), params.POOL_PROMPTS, checkpoint, params.DEVICE)

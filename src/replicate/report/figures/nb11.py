@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from replicate.report.figures.ladders import diagonal, tokens_axis
-from replicate.report.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, panels
+from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, panels
 from replicate.statistics.series import affine_fit, zscore
 
 if TYPE_CHECKING:
@@ -59,6 +59,30 @@ def gains(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
     ax.axhline(0, color=BLACK, lw=0.8)
     ax.set(xlabel=label, ylabel="RL gain $J_n - J_0$", title="measured gain of GRPO from each checkpoint")
     ax.legend(title="budget $n$", loc="best")
+    return figure
+
+
+def updates(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
+    """What happens within a run: the sampled reward update by update from three checkpoints, mean and standard error
+    over seeds; and along the ladder the share of groups of equal rewards, at the first and at the last update."""
+    figure, (left, right) = panels(1, 2, width=9.4, height=3.4)
+    half = frame.J0.iloc[[0, -1]].mean()
+    rungs = {"first": 0, "half-way": int((frame.J0 - half).abs().argmin()), "last": len(frame) - 1}
+    for (name, rung), colour in zip(rungs.items(), (SKY, BLUE, VERMILION), strict=True):
+        row = frame.iloc[rung]
+        run = table[(table.stage == row.stage) & (table.step == row.step)].groupby("update").reward
+        mean, error = run.mean(), run.sem()
+        left.plot(mean.index, mean, color=colour, label=f"{name} checkpoint, $J_0$ = {row.J0:.2f}")
+        left.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
+    left.set(xlabel="update", ylabel="mean reward of the samples", title="within a run", ylim=(-0.03, 1.06))
+    left.legend(loc="center right", fontsize=8)
+    x, label = tokens_axis(frame)
+    for update, style in ((table["update"].min(), "-"), (table["update"].max(), ":")):
+        share = table[table["update"] == update].groupby(["stage", "step"]).null_groups.mean()
+        right.plot(x, share, color=GREEN, ls=style, label=f"update {update}")
+    right.plot(x, frame.J0, color=GREY, lw=1.2, label="$J_0$")
+    right.set(xlabel=label, ylabel="share of groups", title="groups of equal rewards", ylim=(-0.03, 1.06))
+    right.legend(loc="center right", fontsize=8)
     return figure
 
 
