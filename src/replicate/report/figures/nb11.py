@@ -72,17 +72,20 @@ def updates(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
         row = frame.iloc[rung]
         run = table[(table.stage == row.stage) & (table.step == row.step)].groupby("update").reward
         mean, error = run.mean(), run.sem()
-        left.plot(mean.index, mean, color=colour, label=f"{name} checkpoint, $J_0$ = {row.J0:.2f}")
+        left.plot(mean.index, mean, color=colour, label=f"{name}, $J_0$ = {row.J0:.2f}")
         left.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
-    left.set(xlabel="update", ylabel="mean reward of the samples", title="within a run", ylim=(-0.03, 1.06))
-    left.legend(loc="center right", fontsize=8)
+    left.set(
+        xlabel="update", ylabel="mean reward of the samples", title="three checkpoints, update by update"
+    )
     x, label = tokens_axis(frame)
     for update, style in ((table["update"].min(), "-"), (table["update"].max(), ":")):
         share = table[table["update"] == update].groupby(["stage", "step"]).null_groups.mean()
         right.plot(x, share, color=GREEN, ls=style, label=f"update {update}")
     right.plot(x, frame.J0, color=GREY, lw=1.2, label="$J_0$")
-    right.set(xlabel=label, ylabel="share of groups", title="groups of equal rewards", ylim=(-0.03, 1.06))
-    right.legend(loc="center right", fontsize=8)
+    right.set(xlabel=label, ylabel="share of groups, $J_0$", title="groups of equal rewards")
+    for ax in (left, right):  # below the axes: the curves may be anywhere in them
+        ax.set_ylim(-0.03, 1.06)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8)
     return figure
 
 
