@@ -6,6 +6,23 @@ from contextlib import contextmanager
 from jaxtyping import Int
 from torch import Tensor, nn
 
+FINAL = -1
+"""The number of the final state, the normed one that the output head reads; last in any list of all layers.
+
+Layers are numbered alike everywhere: 0 is the embeddings' output, k = 1..depth the output of block k as it leaves the
+block, before any norm behind it, and FINAL the final state.
+"""
+
+
+def layer_number(model: nn.Module, layer: int) -> int:
+    """``layer`` if ``model`` has it: 0 to its number of blocks, or :data:`FINAL`. Otherwise ``ValueError``."""
+    depth = model.config.num_hidden_layers
+    if layer != FINAL and not 0 <= layer <= depth:
+        raise ValueError(
+            f"layer: expected 0 to {depth} or {FINAL}, the final state (this model has {depth} blocks), got {layer}"
+        )
+    return layer
+
 
 def require_eager(model: nn.Module, why: str) -> None:
     """Raises ``ValueError`` unless ``model`` runs eager attention.
