@@ -126,7 +126,7 @@ def test_every_command_refuses_before_any_work(capsys, monkeypatch, tiny, comman
         ("LADDER=nonexist", "nonexist: no such folder; give 'tiny' or a folder"),
         ("DEVICE=cudaa", "DEVICE: 'cudaa' with float32 does not work here"),
         ("LABELS=20", "LABELS: Input should be less than or equal to 16, got 20"),
-        ("MEASURE_LAYERS=[9]", "MEASURE_LAYERS must lie from -3 to 2"),
+        ("MEASURE_LAYERS=[9]", "MEASURE_LAYERS must be 0 to 2 or -1"),
         ("RUN_DIR=p.yaml", "RUN_DIR: cannot write to 'p.yaml'"),
         ("SEED=[", "not valid YAML"),
         ("SEED=a: b: c", "not valid YAML"),

@@ -166,9 +166,9 @@ UNENDING = (".inf", ".nan")
         ("FILLER: 26", r"TINY_CONTEXT must be at least FILLER \+ 7 \(33\), got 32"),
         (
             "MEASURE_LAYERS: [3]",
-            r"MEASURE_LAYERS must lie from -3 to 2 \(the model has 2 blocks\), got \[3\]",
+            r"MEASURE_LAYERS must be 0 to 2 or -1, the final state \(the model has 2 blocks\), got \[3\]",
         ),
-        ("MEASURE_LAYERS: [-4]", "MEASURE_LAYERS must lie from -3 to 2"),
+        ("MEASURE_LAYERS: [-2]", "MEASURE_LAYERS must be 0 to 2 or -1"),
         ("MEASURE_PROMPTS: 65", r"MEASURE_PROMPTS must be at most EVAL_PROMPTS \(64\), got 65"),
         ("TINY_EVERY: 7\nMEASURE_LAYERS: [9]", "TINY_STEPS .*; MEASURE_LAYERS"),
         ("DTYPE: float16", "parameter DTYPE"),
@@ -188,7 +188,7 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, text, message):
 def test_what_only_the_tiny_ladder_cannot_do_is_no_fault_of_another():
     values = {"FILLER": 100, "MEASURE_LAYERS": [16], "TINY_HEADS": 3}
     assert ScaleParameters(LADDER="elsewhere", **values).FILLER == 100
-    assert ScaleParameters(FILLER=25, MEASURE_LAYERS=[-3, 2]).TINY_CONTEXT == 32
+    assert ScaleParameters(FILLER=25, MEASURE_LAYERS=[-1, 2]).TINY_CONTEXT == 32
     with pytest.raises(ValueError, match=r"TINY_HIDDEN.*TINY_CONTEXT.*MEASURE_LAYERS"):
         ScaleParameters(**values)
 

@@ -167,10 +167,11 @@ def _tiny_complaints(p: ScaleParameters) -> Iterator[str]:
 
 
 def layer_complaint(params: ScaleParameters, depth: int) -> str | None:
-    """What is wrong with MEASURE_LAYERS for a model of ``depth`` blocks: layers are numbered as in :mod:`.states`."""
-    if not (outside := [k for k in params.MEASURE_LAYERS if not -depth - 1 <= k <= depth]):
+    """What is wrong with MEASURE_LAYERS for ``depth`` blocks; layers are those of :mod:`replicate.models.hooks`."""
+    if not (outside := [k for k in params.MEASURE_LAYERS if not -1 <= k <= depth]):
         return None
-    return f"MEASURE_LAYERS must lie from {-depth - 1} to {depth} (the model has {depth} blocks), got {shown(outside)}"
+    allowed = f"0 to {depth} or -1, the final state (the model has {depth} blocks)"
+    return f"MEASURE_LAYERS must be {allowed}, got {shown(outside)}"
 
 
 def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> ScaleParameters:
