@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from replicate.models.fresh import tiny_model
-from replicate.models.hooks import frozen, require_eager
+from replicate.models.hooks import frozen, require_eager, require_plain_head
 from replicate.models.logits import log_policy
 from replicate.models.precision import precision_of
 
@@ -197,11 +197,7 @@ def _check_head(model: PreTrainedModel) -> None:
     with torch.no_grad():
         tokens = torch.zeros(1, 2, dtype=torch.long)
         final = model.base_model(input_ids=tokens).last_hidden_state
-        same = torch.allclose(model.get_output_embeddings()(final), model(input_ids=tokens).logits)
-    if not same:
-        raise ValueError(
-            "model: expected logits = head(final hidden state); this model does something in between"
-        )
+        require_plain_head(model.get_output_embeddings(), final, model(input_ids=tokens).logits)
 
 
 def _pack(cache, *, start: int) -> Float[Tensor, "batch columns"]:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 FINAL = -1
@@ -32,6 +33,20 @@ def require_eager(model: nn.Module, why: str) -> None:
     attention = getattr(model.config, "_attn_implementation", None)
     if attention != "eager":
         raise ValueError(f"model: {why} needs attn_implementation='eager', got {attention!r}")
+
+
+def require_plain_head(
+    head: nn.Module, final: Float[Tensor, "*batch hidden"], logits: Float[Tensor, "*batch rows"]
+) -> None:
+    """Raises ``ValueError`` unless a model's ``logits`` are its ``head`` applied to the final state (no soft cap, say).
+
+    Closely in float64; below, a head may round otherwise for another number of positions.
+    """
+    rtol, atol = (1e-5, 1e-8) if logits.dtype == torch.float64 else (1e-2, 1e-3)
+    with torch.no_grad():
+        plain = torch.allclose(head(final), logits, rtol=rtol, atol=atol)
+    if not plain:
+        raise ValueError("model: expected logits = head(final state); this model does something in between")
 
 
 def hidden_states(model: nn.Module, tokens: Int[Tensor, "batch length"]) -> tuple[list[Tensor], Tensor]:
