@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from replicate.bisection import bisect
 from replicate.lm.relaxed import soft_token
 from replicate.lm.spectra import operator_norm
 
@@ -41,10 +42,7 @@ def softmax_jacobian_norm(
     low = torch.maximum(second, first * others)  # e_1 is a trial vector
     high = torch.minimum(first, _spread(first, others, rest))  # the trace
     high = torch.maximum(low, high)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        left_of_root = _secular(middle, first, others, rest) > 0
-        low, high = torch.where(left_of_root, middle, low), torch.where(left_of_root, high, middle)
+    low, high = bisect(lambda x: _secular(x, first, others, rest) > 0, low, high, steps=_BISECTIONS)
     return (((low + high) / 2).squeeze(-1) / temperature).to(probs.dtype)
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from replicate.bisection import bisect
 from replicate.lm import enumeration, recurrence, relaxed
 from replicate.lm.recurrence import Recurrence
 from replicate.lm.relaxed import SoftReward, relaxed_costates, relaxed_rollout
@@ -224,17 +225,16 @@ def scales_for_entropies(
 def _scale_for(
     logits: Float[Tensor, "settings vocab"], wished: Float[Tensor, " settings"]
 ) -> Float[Tensor, " settings"]:
-    low, high = torch.full_like(wished, -30.0), torch.full_like(wished, 30.0)  # powers of two
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = entropy((middle.exp2()[:, None] * logits).log_softmax(-1)) > wished
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    found = low.exp2()
-    if (entropy((found[:, None] * logits).log_softmax(-1)) - wished).abs().max() > 1e-9:
+    def reached(power: Tensor) -> Tensor:
+        return entropy((power.exp2()[:, None] * logits).log_softmax(-1))
+
+    ends = torch.full_like(wished, -30.0), torch.full_like(wished, 30.0)
+    power, _ = bisect(lambda x: reached(x) > wished, *ends, steps=60)
+    if (reached(power) - wished).abs().max() > 1e-9:
         raise ValueError(
             "entropies: expected ones that some scale of the logits reaches, got one that none does"
         )
-    return found
+    return power.exp2()
 
 
 def paths_of_rollout(

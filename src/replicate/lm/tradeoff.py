@@ -13,6 +13,7 @@ All but the Gumbel line are exact, by running through all completions.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -183,14 +184,6 @@ def crossing(better: Callable[[int], bool], *, limit: int = 2**20) -> float:
     By bisection: ``better`` has to stay true once it is. So it does for a leave-one-out score function against any
     a + b / G with a, b >= 0, whose difference times G falls in G.
     """
-    if better(2):
-        return 2.0
-    low, high = 2, 4
-    while not better(high):
-        if high >= limit:
-            return math.inf
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if better(middle) else (middle, high)
-    return float(high)
+    groups = range(2, limit + 1)
+    first = bisect_left(groups, True, key=better)
+    return float(groups[first]) if first < len(groups) else math.inf
