@@ -259,7 +259,7 @@ def test_theorem_one_for_the_cut_costate(name, noisy):
     R = torch.randn(V**T, generator=seeded(8), dtype=torch.float64)
     noise = relaxed.gumbel(1, T, V, generator=seeded(9)) if noisy else None
     reward = relaxed.multilinear(R, vocab=V, horizon=T)
-    found = theorem_one.theorem_one(F, s, reward, horizon=T, noise=noise, tau=0.7 if noisy else 1.0)
+    found = theorem_one.both_sides(F, s, reward, horizon=T, noise=noise, tau=0.7 if noisy else 1.0)
     assert (found.error <= found.sharp * (1 + 1e-9) + 1e-14).all()
     assert (found.sharp <= found.entropy_bound * (1 + 1e-9)).all()
     assert found.error[-1] == found.sharp[-1] == 0
@@ -272,7 +272,7 @@ def test_theorem_one_with_an_entropy_of_zero_has_no_gap():
     F, s = fresh("olmo2")
     scale = torch.full((T,), 1e4, dtype=torch.float64)
     R = torch.randn(V**T, generator=seeded(8), dtype=torch.float64)
-    found = theorem_one.theorem_one(F, s, relaxed.multilinear(R, vocab=V, horizon=T), horizon=T, scale=scale)
+    found = theorem_one.both_sides(F, s, relaxed.multilinear(R, vocab=V, horizon=T), horizon=T, scale=scale)
     assert found.error.max() < 1e-12
 
 
@@ -292,7 +292,7 @@ def test_the_bound_does_not_hold_for_the_costate_that_grpo_sends():
     s = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     R = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     reward = relaxed.multilinear(R, vocab=2, horizon=2)
-    found = theorem_one.theorem_one(F, s, reward, horizon=2)
+    found = theorem_one.both_sides(F, s, reward, horizon=2)
     lam = relaxed.relaxed_costates(F, s, reward, horizon=2)[0][0]
     g = enumeration.value_gradient(recurrence.log_probs_of(F, enumeration.all_completions(2, 2)), s[0], R)
     assert found.entropy_bound[0] < 1e-14

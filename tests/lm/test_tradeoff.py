@@ -47,7 +47,7 @@ def test_discrete_gradients_are_those_of_enumeration_for_each_setting():
 def test_sides_by_step_orders_error_and_both_right_sides():
     F, s, R = start("gpt2")
     reward = relaxed.multilinear(R, vocab=V, horizon=T)
-    rows = theorem_one.sides_by_step(theorem_one.theorem_one(F, s, reward, horizon=T))
+    rows = theorem_one.sides_by_step(theorem_one.both_sides(F, s, reward, horizon=T))
     assert [row["t"] for row in rows] == [1, 2]
     lam, cut = (relaxed.relaxed_costates(F, s, reward, horizon=T, cut=c) for c in (False, True))
     for row in rows:
@@ -59,7 +59,7 @@ def test_sides_by_step_orders_error_and_both_right_sides():
 
 def test_right_side_is_attained_in_one_dimension_and_planted_errors_fail_there():
     s = torch.tensor([[0.3]], dtype=torch.float64)
-    sides = theorem_one.theorem_one(doubling(), s, lambda soft: soft[:, -1, 0], horizon=4)
+    sides = theorem_one.both_sides(doubling(), s, lambda soft: soft[:, -1, 0], horizon=4)
     wrong = theorem_one.wrong_right_sides(sides)
     error = torch.stack([x.norm() for x in sides.gaps])[:-1]
     assert (error / sides.sharp[:-1] - 1).abs().max() < 1e-12
@@ -74,7 +74,7 @@ def test_identity_block_is_needed_where_a_gap_travels_through_the_cache():
     for _ in range(4):
         F, s = recurrence.fresh_start("gpt2", vocab=5, generator=g, gain=0.2)
         R = torch.randn(5**5, generator=g, dtype=torch.float64)
-        sides = theorem_one.theorem_one(
+        sides = theorem_one.both_sides(
             F, s, relaxed.multilinear(R, vocab=5, horizon=5), horizon=5, scale=certain
         )
         wrong = theorem_one.wrong_right_sides(sides)["identity dropped"]
@@ -88,7 +88,7 @@ def test_identity_block_is_needed_where_a_gap_travels_through_the_cache():
 def test_paths_along_a_rollout_are_those_at_its_states():
     F, s, _ = start()
     how = {"tau": 0.7, "noise": relaxed.gumbel(1, T, V, generator=seeded(3))}
-    steps = theorem_one.paths_of_rollout(F, s, horizon=T, **how)
+    steps = token_path.paths_along(F, s, horizon=T, **how)
     states = relaxed.relaxed_rollout(F, s, horizon=T, **how).states
     assert len(steps) == T - 1
     for t, step in enumerate(steps):
@@ -102,7 +102,7 @@ def test_gumbel_bound_needs_the_entropy_of_the_sample():
     own, policy = [], []
     for _ in range(60):
         how = {"noise": relaxed.gumbel(1, 2, 2, generator=g), "tau": 0.5}
-        sides = theorem_one.theorem_one(F, s, lambda soft: soft[:, -1, 0], horizon=2, **how)
+        sides = theorem_one.both_sides(F, s, lambda soft: soft[:, -1, 0], horizon=2, **how)
         wrong = theorem_one.policy_entropy_side(F, s, sides, **how)
         p = relaxed.soft_token(F.logits(s), 0.5, how["noise"][:, 0], False)
         entropies = [float(torch.special.entr(x).sum()) for x in (F.logits(s).softmax(-1), p)]

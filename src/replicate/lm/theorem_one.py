@@ -12,7 +12,7 @@ from replicate.lm import enumeration, recurrence, relaxed
 from replicate.lm.recurrence import Recurrence
 from replicate.lm.relaxed import SoftReward, relaxed_costates, relaxed_rollout
 from replicate.lm.spectra import operator_norm
-from replicate.lm.token_path import Paths, chain, paths_along
+from replicate.lm.token_path import chain, paths_along
 from replicate.models.logits import entropy
 
 
@@ -36,7 +36,7 @@ class TheoremOne:
     gaps: list[Tensor]
 
 
-def theorem_one(
+def both_sides(
     recurrence: Recurrence,
     state: Float[Tensor, "1 n"],
     reward: SoftReward,
@@ -46,7 +46,7 @@ def theorem_one(
     noise: Float[Tensor, "1 T vocab"] | None = None,
     tau: float = 1.0,
 ) -> TheoremOne:
-    """Evaluates (23) exactly along the relaxed rollout from ``state``.
+    """Both sides of (23), exact, along the relaxed rollout from ``state``.
 
     With Gumbel noise the entropy in the bound is the soft sample's own, not the policy's: a single Gumbel sample at low
     temperature is not controlled by the policy's entropy, only its mean is.
@@ -54,12 +54,12 @@ def theorem_one(
     options = {"horizon": horizon, "scale": scale, "noise": noise, "tau": tau}
     full = relaxed_costates(recurrence, state, reward, **options)
     cut = relaxed_costates(recurrence, state, reward, cut=True, **options)
-    with torch.no_grad():
-        run = relaxed_rollout(recurrence, state, **options)
-    steps = paths_along(recurrence, run, scale=scale, noise=noise, tau=tau)
+    steps = paths_along(recurrence, state, **options)
     attention = [step.attention_norm for step in steps]
     token = [operator_norm(step.token) for step in steps]
     with_entropy = [chain(step)["entropy"] for step in steps]
+    with torch.no_grad():
+        entropies = relaxed_rollout(recurrence, state, **options).entropy[0]
     gaps = [a - b for a, b in zip(cut, full, strict=True)]
     signal = [float(x.norm()) for x in full]
     return TheoremOne(
@@ -67,7 +67,7 @@ def theorem_one(
         sharp=right_side(attention, token, signal),
         entropy_bound=right_side(attention, with_entropy, signal),
         signal=torch.tensor(signal, dtype=torch.float64),
-        entropies=run.entropy[0],
+        entropies=entropies,
         attention_norms=attention,
         token_norms=token,
         gaps=gaps,
@@ -149,7 +149,7 @@ def policy_entropy_side(
     ``sides`` are those of the same rollout. Not a bound: a sample can be a coin where the policy is near-certain.
     """
     horizon = noise.shape[1]
-    steps = paths_of_rollout(model, state, horizon=horizon, tau=tau, noise=noise)
+    steps = paths_along(model, state, horizon=horizon, tau=tau, noise=noise)
     token = [
         chain(step)["entropy"] * float(policy / torch.special.entr(step.soft).sum())
         for step, policy in zip(steps, sides.entropies, strict=False)
@@ -235,17 +235,3 @@ def _scale_for(
             "entropies: expected ones that some scale of the logits reaches, got one that none does"
         )
     return power.exp2()
-
-
-def paths_of_rollout(
-    model: Recurrence,
-    state: Float[Tensor, "1 n"],
-    *,
-    horizon: int,
-    tau: float = 1.0,
-    noise: Float[Tensor, "1 T vocab"] | None = None,
-) -> list[Paths]:
-    """J_t and K_t of (20) at the states s_1..s_{T-1} of the relaxed rollout from ``state``."""
-    with torch.no_grad():
-        run = relaxed.relaxed_rollout(model, state, horizon=horizon, noise=noise, tau=tau)
-    return paths_along(model, run, noise=noise, tau=tau)

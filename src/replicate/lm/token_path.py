@@ -17,7 +17,7 @@ from replicate.lm.gap import (
     trace_bound,
 )
 from replicate.lm.recurrence import Recurrence, State
-from replicate.lm.relaxed import Relaxed, soft_token
+from replicate.lm.relaxed import relaxed_rollout, soft_token
 from replicate.lm.spectra import operator_norm
 from replicate.models.jacobians import jacobian
 
@@ -251,20 +251,23 @@ def chain(found: Paths) -> dict[str, float]:
 
 def paths_along(
     recurrence: Recurrence,
-    run: Relaxed,
+    state: Float[Tensor, "1 n"],
     *,
+    horizon: int,
     scale: Float[Tensor, " T"] | None = None,
-    noise: Float[Tensor, "1 T vocab"] | None = None,
     tau: float = 1.0,
+    noise: Float[Tensor, "1 T vocab"] | None = None,
 ) -> list[Paths]:
-    """J_t and K_t of (20) at the states s_1..s_{T-1} of a relaxed rollout; options are those it was made with."""
+    """J_t and K_t of (20) at the states s_1..s_{T-1} of the relaxed rollout from ``state``."""
+    with torch.no_grad():
+        run = relaxed_rollout(recurrence, state, horizon=horizon, scale=scale, tau=tau, noise=noise)
     return [
         paths(
             recurrence,
-            state.detach(),
+            s,
             scale=1.0 if scale is None else float(scale[t]),
             tau=tau,
             noise=None if noise is None else noise[:, t],
         )
-        for t, state in enumerate(run.states[:-1])
+        for t, s in enumerate(run.states[:-1])
     ]
