@@ -164,6 +164,15 @@ def test_token_slopes_refuse_what_a_rollout_does_not_know():
         relaxed.token_slopes(F, s, reward, horizon=T, tau=0.0)
 
 
+def test_linear_prediction_has_the_soft_reward_as_its_mean_and_the_slopes_as_differences():
+    F, s, _, reward = fresh()
+    found = relaxed.linear_prediction(F, s, reward, horizon=T)
+    soft = relaxed.relaxed_rollout(F, s, horizon=T).soft.detach()
+    assert ((soft[0] * found).sum(1) - reward(soft)).abs().max() < EXACT
+    slopes = relaxed.token_slopes(F, s, reward, horizon=T)
+    assert (found.diff(dim=1) - slopes.diff(dim=1)).abs().max() < EXACT
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_control_variate_is_unbiased_for_any_slopes(family):
     F, s, R, reward = fresh(family)
