@@ -148,8 +148,7 @@ def path_norms(
     noise: Float[Tensor, "draws vocab"] | None = None,
     straight_through: bool = False,
 ) -> tuple[Float[Tensor, " draws"], Float[Tensor, " draws"]]:
-    """Operator norms of both paths of (20), one per row of ``noise`` (one draw without noise); options as in
-    :func:`paths`.
+    """Operator norms of both paths of (20), one per row of ``noise`` (one without); options are those of :func:`paths`.
 
     The first are those of the attention path's new rows, the second those of the path through the token. F is
     differentiated once per distinct embedding that is fed, so straight-through costs no more than the tokens it meets.

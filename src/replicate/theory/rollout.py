@@ -1,10 +1,8 @@
-"""Definition 1 of the paper: differentiable rollouts, equation (4), and the linear-quadratic toy with closed
-forms.
+"""Definition 1 of the paper: differentiable rollouts, equation (4), and the linear-quadratic toy with closed forms.
 
-All randomness is drawn outside and passed in: action noise xi [batch, horizon, action] and, where a task has
-it, transition noise zeta [batch, horizon, state]. With both held fixed a return is a deterministic function
-of theta and of the first state. Everything is float64; rewards are dimensionless, and a time step has no unit
-unless a task says so.
+All randomness is drawn outside and passed in: action noise xi [batch, horizon, action] and, where a task has it,
+transition noise zeta [batch, horizon, state]. With both held fixed a return is a deterministic function of theta and of
+the first state. Everything is float64; rewards are dimensionless, and a time step has no unit unless a task says so.
 """
 
 import copy
@@ -17,12 +15,10 @@ from torch import Tensor
 
 
 class DifferentiableMDP(ABC):
-    """A task together with its policy: a = pi(s, xi; theta), s' = f(s, a, zeta), r = r(s, a), all
-    differentiable.
+    """A task together with its policy: a = pi(s, xi; theta), s' = f(s, a, zeta), r = r(s, a), all differentiable.
 
-    The policy is a shift policy, a = mu_theta(s) + noise_std xi with standard normal xi, unless
-    :meth:`policy` is overridden. Methods take any leading batch shape, none included, so that ``torch.func``
-    can transform them.
+    The policy is a shift policy, a = mu_theta(s) + noise_std xi with standard normal xi, unless :meth:`policy` is
+    overridden. Methods take any leading batch shape, none included, so that ``torch.func`` can transform them.
     """
 
     state_dim: int
@@ -101,11 +97,9 @@ def rollout(
     theta: Float[Tensor, " params"] | None = None,
     transition_noise: Float[Tensor, "batch horizon state"] | None = None,
 ) -> Rollout:
-    """Unrolls (4) from ``s0`` with the given noise; differentiable in ``s0`` and ``theta`` (default
-    ``mdp.theta``).
+    """Unrolls (4) from ``s0`` with the given noise; differentiable in ``s0`` and ``theta`` (default ``mdp.theta``).
 
-    No transition noise means zeros. Raises ``ValueError`` for shapes that do not fit the task or an empty
-    horizon.
+    No transition noise means zeros. Raises ``ValueError`` for shapes that do not fit the task or an empty horizon.
     """
     check_rollout_arguments(mdp, s0, noise, transition_noise)
     theta = mdp.theta if theta is None else theta
@@ -170,9 +164,7 @@ def check_gamma(gamma: float | int) -> None:
 def check_rollout_arguments(
     mdp: DifferentiableMDP, s0: Tensor, noise: Tensor, transition_noise: Tensor | None
 ) -> None:
-    """Raises ``ValueError`` naming the first of the arguments whose shape does not fit ``mdp`` and the
-    others.
-    """
+    """Raises ``ValueError`` naming the first of the arguments whose shape does not fit ``mdp`` and the others."""
     batch = len(s0)
     if s0.ndim != 2 or s0.shape[1] != mdp.state_dim:
         raise ValueError(f"s0: expected shape [batch, {mdp.state_dim}], got {list(s0.shape)}")
@@ -188,8 +180,7 @@ def check_rollout_arguments(
 
 
 class LQG(DifferentiableMDP):
-    """s' = A s + B a + transition_std zeta, a = K s + noise_std xi, r = -(s^T Q s + a^T R a), no terminal
-    reward.
+    """s' = A s + B a + transition_std zeta, a = K s + noise_std xi, r = -(s^T Q s + a^T R a), no terminal reward.
 
     Shapes: A [state, state], B [state, action], Q [state, state], R [action, action], K [action, state]. Q
     and R need not be symmetric; only their symmetric parts matter. theta is K row by row. V_t(s) = -s^T P_t s
@@ -250,9 +241,7 @@ class LQG(DifferentiableMDP):
     def cost_matrices(
         self, *, horizon: int, gamma: float | int, theta: Float[Tensor, " params"] | None = None
     ) -> Float[Tensor, "{horizon}+1 state state"]:
-        """The symmetric P_t, t = 0..horizon: P_T = 0, P_t = Q + K^T R K + gamma (A + B K)^T P_{t+1} (A + B
-        K).
-        """
+        """The symmetric P_t, t = 0..horizon: P_T = 0, P_t = Q + K^T R K + gamma (A + B K)^T P_{t+1} (A + B K)."""
         check_gamma(gamma)
         if horizon < 0:
             raise ValueError(f"horizon: expected a number >= 0, got {horizon}")
@@ -311,8 +300,7 @@ def objective_gradient(
 def double_integrator(
     *, dt: float = 0.2, noise_std: float | int = 0.3, transition_std: float | int = 0.0
 ) -> LQG:
-    """A cart on a rail: state (position in m, velocity in m/s), action a force per mass in m/s^2, step ``dt``
-    in s.
+    """A cart on a rail: state (position in m, velocity in m/s), action a force per mass in m/s^2, step ``dt`` in s.
 
     The gain K is stabilising and far from optimal, so that there is something left to learn.
     """

@@ -1,6 +1,4 @@
-"""Nonlinear toy tasks: a random tanh network, a pendulum, and a one-dimensional map that is chaotic at high
-gain.
-"""
+"""Nonlinear toy tasks: a random tanh network, a pendulum, and a one-dimensional map that is chaotic at high gain."""
 
 import math
 
@@ -13,11 +11,10 @@ from replicate.theory.rollout import DifferentiableMDP
 
 
 class TanhNetwork(DifferentiableMDP):
-    """s' = tanh(W s + U a) + transition_std zeta with a neural policy; every derivative in (6) is a dense
-    matrix.
+    """s' = tanh(W s + U a) + transition_std zeta with a neural policy; every derivative in (6) is a dense matrix.
 
-    r = -|s|^2/2 - |a|^2/10 + sin(s_1 a_1): it couples state and action, so that r_s, r_a, pi_s and f_a all
-    matter. The terminal reward is cos(w . s); w = 0 gives it a zero gradient.
+    r = -|s|^2/2 - |a|^2/10 + sin(s_1 a_1): it couples state and action, so that r_s, r_a, pi_s and f_a all matter. The
+    terminal reward is cos(w . s); w = 0 gives it a zero gradient.
     """
 
     def __init__(
@@ -31,9 +28,7 @@ class TanhNetwork(DifferentiableMDP):
         transition_std: float | int = 0.1,
         terminal: bool = True,
     ) -> None:
-        """Draws W, U, w and the policy's theta from ``generator``. Raises ``ValueError`` for a dimension
-        below 1.
-        """
+        """Draws W, U, w and the policy's theta from ``generator``. Raises ``ValueError`` for a dimension below 1."""
         for name, dim in (("state_dim", state_dim), ("action_dim", action_dim), ("hidden", hidden)):
             if dim < 1:
                 raise ValueError(f"{name}: expected at least 1, got {dim}")
@@ -72,8 +67,7 @@ class TanhNetwork(DifferentiableMDP):
 
 
 class Pendulum(DifferentiableMDP):
-    """A damped pendulum under torque noise: state (angle from upright in rad, angular velocity in rad/s),
-    step dt in s.
+    """A damped pendulum under torque noise: state (angle from upright in rad, angular velocity in rad/s), step dt in s.
 
     Gravity tips it over: d(omega)/dt = g sin(phi) - damping omega + a. The reward, per step, is dt (cos(phi)
     - 1 - omega^2/20 - a^2/200): zero when it stands still upright, smooth everywhere. The policy is a small
@@ -127,8 +121,8 @@ class Pendulum(DifferentiableMDP):
 class SineMap(DifferentiableMDP):
     """s' = gain sin(s) + a, a = theta + noise_std xi, r = cos(s): one state, one parameter, bounded reward.
 
-    Each step multiplies state sensitivities by gain cos(s). Below gain 1 they die out; with s spread over the
-    circle their mean square grows by gain^2/2 a step, which overtakes every polynomial once gain > sqrt(2).
+    Each step multiplies state sensitivities by gain cos(s). Below gain 1 they die out; with s spread over the circle
+    their mean square grows by gain^2/2 a step, which overtakes every polynomial once gain > sqrt(2).
     """
 
     state_dim, action_dim = 1, 1
@@ -160,7 +154,5 @@ class SineMap(DifferentiableMDP):
 
     @property
     def growth_rate(self) -> float:
-        """log(gain^2 / 2): the growth per step of the mean squared sensitivity when s is uniform on the
-        circle.
-        """
+        """log(gain^2 / 2): the growth per step of the mean squared sensitivity when s is uniform on the circle."""
         return math.log(self.gain**2 / 2)
