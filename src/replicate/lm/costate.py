@@ -16,18 +16,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
+from replicate.lm.recurrence import Recurrence, Scale, State, log_policies, unroll
 from replicate.models import olmo2
 from replicate.models.hooks import FINAL, frozen, hidden_states, layer_number, require_eager
 from replicate.models.jacobians import rows
 from replicate.models.logits import log_policy
 from replicate.models.precision import precision_of
 
+Tokens = Int[Tensor, "batch T"]
+PerToken = Float[Tensor, "batch T"]
+
 
 def layer_costates(
     model: nn.Module,
     prompts: Int[Tensor, "batch length"],
-    completions: Int[Tensor, "batch T"],
+    completions: Tokens,
     advantages: Float[Tensor, "batch ..."],
     *,
     vocab: int,
@@ -74,7 +77,7 @@ def _layer_costates_by_hand(model, prompts, completions, weights, vocab, layers)
 def credit_matrix(
     model: nn.Module,
     prompts: Int[Tensor, "batch length"],
-    completions: Int[Tensor, "batch T"],
+    completions: Tokens,
     advantages: Float[Tensor, "batch ..."],
     *,
     vocab: int,
@@ -117,10 +120,10 @@ def _block_norms(full: Float[Tensor, "1 outs length hidden"], width: int) -> Flo
 def costates(
     recurrence: Recurrence,
     state: State,
-    completions: Int[Tensor, "batch T"],
-    weights: Float[Tensor, "batch T"],
+    completions: Tokens,
+    weights: PerToken,
     *,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Scale | None = None,
 ) -> list[Tensor]:
     """- dL/ds_t of (13) for t = 1..T by one backward pass; ``weights`` are the A_t, per token.
 
@@ -135,10 +138,10 @@ def costates(
 def costates_by_recursion(
     recurrence: Recurrence,
     state: State,
-    completions: Int[Tensor, "batch T"],
-    weights: Float[Tensor, "batch T"],
+    completions: Tokens,
+    weights: PerToken,
     *,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Scale | None = None,
     newest_only: bool = False,
 ) -> list[Tensor]:
     """The same by recursion (15), each step on its own: local score plus transition Jacobian transposed.
@@ -166,10 +169,10 @@ def costates_by_recursion(
 
 
 def token_weights(
-    completions: Int[Tensor, "batch T"],
+    completions: Tokens,
     advantages: Float[Tensor, "batch ..."],
     mask: Bool[Tensor, "batch T"] | None,
-) -> Float[Tensor, "batch T"]:
+) -> PerToken:
     """A_t per token: one advantage for a whole completion is spread over it, masked tokens get 0."""
     if advantages.shape not in (completions.shape, completions.shape[:1]):
         raise ValueError(
@@ -194,13 +197,13 @@ def layer_numbers(model: nn.Module, layers: Sequence[int] | None = None) -> list
     return [layer_number(model, layer) for layer in layers]
 
 
-def _read(model, prompts, completions, vocab) -> tuple[list[Tensor], Float[Tensor, "batch T"]]:
+def _read(model, prompts, completions, vocab) -> tuple[list[Tensor], PerToken]:
     """Hidden states of all layers over prompt and o_<T, with graph, and log pi(o_t)."""
     tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
     hidden, logits = hidden_states(model, tokens)
     return hidden, _taken(logits[:, prompts.shape[1] - 1 :], completions, vocab)
 
 
-def _taken(logits: Tensor, completions: Tensor, vocab: int) -> Float[Tensor, "batch T"]:
+def _taken(logits: Tensor, completions: Tensor, vocab: int) -> PerToken:
     """log pi(o_t) of the tokens taken, from logits [batch, T, rows]."""
     return log_policy(logits, vocab=vocab).gather(2, completions[..., None]).squeeze(2)

@@ -19,12 +19,12 @@ from replicate.bisection import bisect
 from replicate.lm.relaxed import soft_token
 from replicate.lm.spectra import operator_norm
 
+Distributions = Float[Tensor, "*batch vocab"]
+
 _BISECTIONS = 56  # the bracket is at most twice the root wide, so this is below round-off
 
 
-def softmax_jacobian_norm(
-    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
-) -> Float[Tensor, "*batch"]:
+def softmax_jacobian_norm(probs: Distributions, *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
     """Exact operator norm of (1/temperature)(diag(p) - p p^T), for p along the last axis.
 
     The norm is the root of the secular equation 1 = sum_v p_v^2 / (p_v - x) between the two largest p, found by
@@ -46,9 +46,7 @@ def softmax_jacobian_norm(
     return (((low + high) / 2).squeeze(-1) / temperature).to(probs.dtype)
 
 
-def entropy_bound(
-    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
-) -> Float[Tensor, "*batch"]:
+def entropy_bound(probs: Distributions, *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
     """H(p) / (2 ln 2) / temperature, H in nats: the right side of A5, an upper bound on the norm above.
 
     Half the entropy in bits; no constant of it can be lowered, since a fair coin attains it at any vocabulary.
@@ -58,7 +56,7 @@ def entropy_bound(
     return (torch.special.entr(p).sum(-1) / (2 * math.log(2) * temperature)).to(probs.dtype)
 
 
-def trace_bound(probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
+def trace_bound(probs: Distributions, *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
     """(1 - sum p^2) / temperature: the trace of the softmax Jacobian, between the two sides of A5.
 
     It is also the expected norm of a Gumbel-softmax Jacobian in the limit of temperature zero, where the sample is
@@ -124,7 +122,7 @@ def normalised_constant(vocab: int) -> float:
 
 
 def softmax_jacobian(
-    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
+    probs: Distributions, *, temperature: float = 1.0
 ) -> Float[Tensor, "*batch vocab vocab"]:
     """(1/temperature)(diag(p) - p p^T) as a matrix, for small vocabularies."""
     return (torch.diag_embed(probs) - probs[..., :, None] * probs[..., None, :]) / temperature

@@ -27,11 +27,14 @@ from replicate.models.logits import log_policy
 from replicate.models.precision import precision_of
 
 State = Float[Tensor, "batch state"]
+OneState = Float[Tensor, "1 n"]
 Embedded = Float[Tensor, "batch dim"]
-
 
 Scale = Float[Tensor, " T"] | Float[Tensor, "T batch 1"]
 """What multiplies the logits of step t (an inverse temperature): one number, or one for each state of the batch."""
+
+Scales = Float[Tensor, "settings T"]
+"""Several settings of a factor for each step."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ def _ends(vocab: int, hidden: int, gain: float, generator: torch.Generator) -> t
 
 def fresh_start(
     family: str, *, vocab: int, generator: torch.Generator, **size
-) -> tuple[Recurrence, Float[Tensor, "1 n"]]:
+) -> tuple[Recurrence, OneState]:
     """A model with fresh weights and its state s_1: a transformer after a random prompt of four tokens, or, for
     ``"gru"``, a gated recurrent unit after one token. ``size`` goes to :func:`replicate.models.fresh.tiny_model`."""
     if family == "gru":

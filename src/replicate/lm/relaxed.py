@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replicate.lm.enumeration import scores
-from replicate.lm.recurrence import Recurrence, Scale, State, differentiable, unroll
+from replicate.lm.recurrence import OneState, Recurrence, Scale, State, differentiable, unroll
 from replicate.models.logits import entropy
 
 SoftReward = Callable[[Tensor], Tensor]
@@ -126,7 +126,7 @@ def multilinear(returns: Float[Tensor, " N"], *, vocab: int, horizon: int) -> So
 
 
 def token_slopes(
-    recurrence: Recurrence, state: Float[Tensor, "1 n"], reward: SoftReward, **options
+    recurrence: Recurrence, state: OneState, reward: SoftReward, **options
 ) -> Float[Tensor, "T vocab"]:
     """u_t(v) = dR/dp_t(v) in total, through the reward and through what is fed back: what token v is worth at step t
     to first order around the rollout from one state; options of :func:`relaxed_rollout`."""
@@ -142,7 +142,7 @@ def linear_prediction(
     reward: SoftReward,
     *,
     horizon: int,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Scale | None = None,
 ) -> Float[Tensor, "T vocab"]:
     """The reward that the deterministic soft rollout predicts, to first order, for token v at step t alone:
 

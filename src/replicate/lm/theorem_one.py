@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from replicate.bisection import bisect
 from replicate.lm import enumeration, recurrence, relaxed
-from replicate.lm.recurrence import Recurrence
+from replicate.lm.recurrence import OneState, Recurrence, Scales
 from replicate.lm.relaxed import SoftReward, relaxed_costates, relaxed_rollout
 from replicate.lm.spectra import operator_norm
 from replicate.lm.token_path import chain, paths_along
@@ -38,7 +38,7 @@ class TheoremOne:
 
 def both_sides(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     reward: SoftReward,
     *,
     horizon: int,
@@ -84,10 +84,10 @@ def right_side(attention: list[float], token: list[float], signal: list[float]) 
 
 def discrete_gradients(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     returns: Float[Tensor, " N"],
     *,
-    scales: Float[Tensor, "settings T"],
+    scales: Scales,
 ) -> Float[Tensor, "settings n"]:
     """g = dV/ds by enumeration, V(s) = sum_o P(o | s) R(o): what the score function sends in expectation (A4).
 
@@ -138,7 +138,7 @@ def wrong_right_sides(sides: TheoremOne) -> dict[str, Float[Tensor, " T"]]:
 
 def policy_entropy_side(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     sides: TheoremOne,
     *,
     noise: Float[Tensor, "1 T vocab"],
@@ -174,10 +174,10 @@ def norms_at_embeddings(
 
 def errors_over_scales(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     returns: Float[Tensor, " N"],
     *,
-    scales: Float[Tensor, "settings T"],
+    scales: Scales,
     sent: bool = False,
 ) -> dict[str, list[float]]:
     """Distances from the relaxed costate lambda_1, one a setting of the factors on the logits of each step.
@@ -199,8 +199,8 @@ def errors_over_scales(
 
 
 def scales_for_entropies(
-    model: Recurrence, state: Float[Tensor, "1 n"], entropies: Float[Tensor, "settings T"]
-) -> Float[Tensor, "settings T"]:
+    model: Recurrence, state: OneState, entropies: Float[Tensor, "settings T"]
+) -> Scales:
     """The factors scale_t on the logits that give the policy the wished entropies, in nats, along a relaxed rollout.
 
     Step by step and by bisection: the entropy of softmax(scale z) falls in the scale. Raises ``ValueError`` for

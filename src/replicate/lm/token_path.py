@@ -16,7 +16,7 @@ from replicate.lm.gap import (
     softmax_jacobian_norm,
     trace_bound,
 )
-from replicate.lm.recurrence import Recurrence, State
+from replicate.lm.recurrence import Embedded, OneState, Recurrence, State
 from replicate.lm.relaxed import relaxed_rollout, soft_token
 from replicate.lm.spectra import operator_norm
 from replicate.models.jacobians import jacobian
@@ -63,7 +63,7 @@ class Paths:
 
 def paths(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     *,
     scale: float = 1.0,
     tau: float = 1.0,
@@ -87,7 +87,7 @@ def paths(
 
 
 def _step_jacobians(
-    recurrence: Recurrence, states: State, fed: Float[Tensor, "batch dim"]
+    recurrence: Recurrence, states: State, fed: Embedded
 ) -> tuple[Float[Tensor, "batch m n"], Float[Tensor, "batch m dim"]]:
     """d/ds and d/de of the new entries of F(s, e): one batched backward pass gives both."""
     leaves = states.detach().requires_grad_(), fed.detach().requires_grad_()
@@ -122,7 +122,7 @@ def _softened(
 
 def relaxed_jacobian(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     *,
     scale: float = 1.0,
     tau: float = 1.0,
@@ -141,7 +141,7 @@ def relaxed_jacobian(
 
 def path_norms(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     *,
     scale: float = 1.0,
     tau: float = 1.0,
@@ -181,7 +181,7 @@ def relaxations(noise: Float[Tensor, "draws vocab"]) -> dict[str, dict]:
 
 def path_quantiles(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     noise: Float[Tensor, "draws vocab"],
     *,
     taus: Sequence[float],
@@ -250,7 +250,7 @@ def chain(found: Paths) -> dict[str, float]:
 
 def paths_along(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     *,
     horizon: int,
     scale: Float[Tensor, " T"] | None = None,

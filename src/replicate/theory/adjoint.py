@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, vmap
 
 from replicate.theory.rollout import (
+    Actions,
     DifferentiableMDP,
+    Starts,
+    States,
     check_gamma,
     check_rollout_arguments,
     returns_to_go,
@@ -28,10 +31,10 @@ class Partials(NamedTuple):
 
     f_s: Float[Tensor, "batch horizon state state"]
     f_a: Float[Tensor, "batch horizon state action"]
-    r_s: Float[Tensor, "batch horizon state"]
-    r_a: Float[Tensor, "batch horizon action"]
+    r_s: States
+    r_a: Actions
     pi_s: Float[Tensor, "batch horizon action state"]
-    terminal: Float[Tensor, "batch state"]
+    terminal: Starts
 
     @property
     def Df(self) -> Float[Tensor, "batch horizon state state"]:
@@ -39,7 +42,7 @@ class Partials(NamedTuple):
         return self.f_s + self.f_a @ self.pi_s
 
     @property
-    def Dr(self) -> Float[Tensor, "batch horizon state"]:
+    def Dr(self) -> States:
         """D_s r = r_s + pi_s^T r_a, the total state derivative of the reward."""
         return self.r_s + _apply(self.pi_s.mT, self.r_a)
 
@@ -50,10 +53,10 @@ def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def partials(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Partials:
     """The partial derivatives of f, r, pi and the terminal reward along the rollout from ``s0`` with this noise."""
     path = rollout(mdp, s0, noise, transition_noise=transition_noise)
@@ -69,17 +72,17 @@ def partials(
 
 def policy_jacobians(
     mdp: DifferentiableMDP,
-    states: Float[Tensor, "batch horizon state"],
-    noise: Float[Tensor, "batch horizon action"],
+    states: States,
+    noise: Actions,
 ) -> Float[Tensor, "batch horizon action params"]:
     """dpi/dtheta at each state and noise."""
     return vmap(vmap(jacrev(mdp.policy, 2), (0, 0, None)), (0, 0, None))(states, noise, mdp.theta)
 
 
 def adjoint_recursion(
-    Dr: Float[Tensor, "batch horizon state"],
+    Dr: States,
     Df: Float[Tensor, "batch horizon state state"],
-    terminal: Float[Tensor, "batch state"],
+    terminal: Starts,
     *,
     gamma: float | int,
 ) -> Float[Tensor, "batch horizon+1 state"]:
@@ -93,11 +96,11 @@ def adjoint_recursion(
 
 def costates(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch horizon+1 state"]:
     """lambda_t for t = 0..T by the recursion (6); the last row is the terminal reward's gradient (or zero).
 
@@ -121,11 +124,11 @@ def _return_from(
 
 def costates_by_autograd(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch horizon+1 state"]:
     """Definition (5) taken literally: the rollout is started anew at each s_t and G_t differentiated by autograd."""
     states = rollout(mdp, s0, noise, transition_noise=transition_noise).states
@@ -139,11 +142,11 @@ def costates_by_autograd(
 
 def costates_by_finite_differences(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
     step: float = 5e-4,
 ) -> Float[Tensor, "batch horizon+1 state"]:
     """Definition (5) without derivative code: extrapolated central differences of G_t in s_t.
@@ -173,11 +176,11 @@ def finite_differences(
 
 def policy_gradient(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch params"]:
     """The bracket of (7) per trajectory: sum_t gamma^t pi_theta^T (r_a + gamma f_a^T lambda_{t+1})."""
     check_gamma(gamma)
@@ -190,20 +193,18 @@ def policy_gradient(
     return torch.einsum("t,btap,bta->bp", discounts, pi_theta, signal)  # (7)
 
 
-def action_signals(
-    d: Partials, following: Float[Tensor, "batch horizon state"], *, gamma: float | int
-) -> Float[Tensor, "batch horizon action"]:
+def action_signals(d: Partials, following: States, *, gamma: float | int) -> Actions:
     """r_a + gamma f_a^T lambda_{t+1}, i.e. dG_t/da_t; ``following`` holds lambda_1 to lambda_T."""
     return d.r_a + gamma * _apply(d.f_a.mT, following)
 
 
 def policy_gradient_by_sensitivities(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch params"]:
     """dG_0/dtheta forwards: X_t = ds_t/dtheta is carried along with the rollout (forward mode, no costate).
 
@@ -230,11 +231,11 @@ def policy_gradient_by_sensitivities(
 
 def policy_gradient_by_autograd(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch params"]:
     """dG_0/dtheta of each trajectory by backpropagation through time, i.e. autograd on the unrolled graph."""
 
@@ -249,11 +250,11 @@ def policy_gradient_by_autograd(
 
 def policy_gradient_by_finite_differences(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
     step: float = 5e-4,
 ) -> Float[Tensor, "batch params"]:
     """dG_0/dtheta of each trajectory by extrapolated central differences with the noise held fixed."""
@@ -270,8 +271,8 @@ def policy_gradient_by_finite_differences(
 
 def score_costates(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
     baseline: Float[Tensor, "batch horizon"] | None = None,
@@ -302,9 +303,7 @@ class StateSlopes(NamedTuple):
     standard_error: Float[Tensor, "horizon state state"]
 
 
-def state_slopes(
-    states: Float[Tensor, "batch horizon state"], costate: Float[Tensor, "batch steps state"]
-) -> StateSlopes:
+def state_slopes(states: States, costate: Float[Tensor, "batch steps state"]) -> StateSlopes:
     """Least-squares slope of the costate in the state at each step, over a batch of independent trajectories.
 
     On a linear-quadratic task (9) reads E[lambda_t given s_t] = -2 P_t s_t, so that M_t estimates -2 P_t; there is no

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replicate.theory.networks import mlp, mlp_init
-from replicate.theory.rollout import DifferentiableMDP
+from replicate.theory.rollout import Action, DifferentiableMDP, Params, State
 
 
 class TanhNetwork(DifferentiableMDP):
@@ -40,28 +40,19 @@ class TanhNetwork(DifferentiableMDP):
         self.w = draw(state_dim) * float(terminal)
         self.theta = mlp_init(state_dim, hidden, action_dim, generator=generator)
 
-    def mean(
-        self, s: Float[Tensor, "*batch state"], theta: Float[Tensor, " params"]
-    ) -> Float[Tensor, "*batch action"]:
+    def mean(self, s: State, theta: Params) -> Action:
         """A one-hidden-layer tanh network of s."""
         return mlp(s, theta, hidden=self.hidden, outputs=self.action_dim)
 
-    def transition(
-        self,
-        s: Float[Tensor, "*batch state"],
-        a: Float[Tensor, "*batch action"],
-        zeta: Float[Tensor, "*batch state"],
-    ) -> Float[Tensor, "*batch state"]:
+    def transition(self, s: State, a: Action, zeta: State) -> State:
         """tanh(W s + U a) + transition_std zeta."""
         return torch.tanh(s @ self.W.T + a @ self.U.T) + self.transition_std * zeta
 
-    def reward(
-        self, s: Float[Tensor, "*batch state"], a: Float[Tensor, "*batch action"]
-    ) -> Float[Tensor, "*batch"]:
+    def reward(self, s: State, a: Action) -> Float[Tensor, "*batch"]:
         """-|s|^2/2 - |a|^2/10 + sin(s_1 a_1)."""
         return -(s**2).sum(-1) / 2 - (a**2).sum(-1) / 10 + torch.sin(s[..., 0] * a[..., 0])
 
-    def terminal_reward(self, s: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch"]:
+    def terminal_reward(self, s: State) -> Float[Tensor, "*batch"]:
         """cos(w . s)."""
         return torch.cos(s @ self.w)
 
@@ -92,28 +83,19 @@ class Pendulum(DifferentiableMDP):
         self.noise_std = float(noise_std)
         self.theta = mlp_init(3, hidden, 1, generator=generator, scale=policy_scale)
 
-    def mean(
-        self, s: Float[Tensor, "*batch state"], theta: Float[Tensor, " params"]
-    ) -> Float[Tensor, "*batch action"]:
+    def mean(self, s: State, theta: Params) -> Action:
         """The network's torque, 6 units a unit of its output, so that it can lift the pendulum."""
         phi, omega = s[..., 0], s[..., 1]
         seen = torch.stack([torch.sin(phi), torch.cos(phi), omega / 4], -1)
         return 6 * mlp(seen, theta, hidden=self.hidden, outputs=1)
 
-    def transition(
-        self,
-        s: Float[Tensor, "*batch state"],
-        a: Float[Tensor, "*batch action"],
-        zeta: Float[Tensor, "*batch state"],
-    ) -> Float[Tensor, "*batch state"]:
+    def transition(self, s: State, a: Action, zeta: State) -> State:
         """One semi-implicit Euler step: the velocity first, then the angle with the new velocity."""
         phi, omega = s[..., 0], s[..., 1]
         omega = omega + self.dt * (self.gravity * torch.sin(phi) - self.damping * omega + a[..., 0])
         return torch.stack([phi + self.dt * omega, omega], -1) + self.transition_std * zeta
 
-    def reward(
-        self, s: Float[Tensor, "*batch state"], a: Float[Tensor, "*batch action"]
-    ) -> Float[Tensor, "*batch"]:
+    def reward(self, s: State, a: Action) -> Float[Tensor, "*batch"]:
         """dt (cos(phi) - 1 - omega^2/20 - a^2/200)."""
         return self.dt * (torch.cos(s[..., 0]) - 1 - s[..., 1] ** 2 / 20 - (a**2).sum(-1) / 200)
 
@@ -131,24 +113,15 @@ class SineMap(DifferentiableMDP):
         self.gain, self.noise_std = float(gain), float(noise_std)
         self.theta = torch.tensor([theta], dtype=torch.float64)
 
-    def mean(
-        self, s: Float[Tensor, "*batch state"], theta: Float[Tensor, " params"]
-    ) -> Float[Tensor, "*batch action"]:
+    def mean(self, s: State, theta: Params) -> Action:
         """theta, whatever the state."""
         return theta + 0 * s
 
-    def transition(
-        self,
-        s: Float[Tensor, "*batch state"],
-        a: Float[Tensor, "*batch action"],
-        zeta: Float[Tensor, "*batch state"],
-    ) -> Float[Tensor, "*batch state"]:
+    def transition(self, s: State, a: Action, zeta: State) -> State:
         """gain sin(s) + a."""
         return self.gain * torch.sin(s) + a + self.transition_std * zeta
 
-    def reward(
-        self, s: Float[Tensor, "*batch state"], a: Float[Tensor, "*batch action"]
-    ) -> Float[Tensor, "*batch"]:
+    def reward(self, s: State, a: Action) -> Float[Tensor, "*batch"]:
         """cos(s): the first action pays from the second step on."""
         return torch.cos(s[..., 0])
 
