@@ -84,7 +84,7 @@ def soft_reward(model, tokens, labels, layer, bump=None):
     return log_policy(logits, vocab=VOCAB).exp().gather(1, labels[:, None])[:, 0]
 
 
-@pytest.mark.parametrize("layer", [-1, 0, 1])
+@pytest.mark.parametrize("layer", [-1, 0, 1, 2])
 def test_value_gradient_against_finite_differences(model, prompts, layer):
     """V per prompt is |d pi_y/ds|^2 by central differences over every coordinate of the state."""
     tokens, labels = prompts

@@ -130,24 +130,6 @@ def test_value_path_of_olmo2_has_the_effective_rank_of_its_weights():
         torch.testing.assert_close(spectra.participation_ratio(stacked), expected.detach())
 
 
-def test_effective_ranks_of_known_matrices():
-    identity, one = torch.eye(5, dtype=torch.float64), torch.ones(5, 5, dtype=torch.float64)
-    both = torch.stack([identity, one, torch.zeros(5, 5, dtype=torch.float64)])
-    for measure in (spectra.participation_ratio, spectra.entropy_rank):
-        torch.testing.assert_close(measure(both), torch.tensor([5.0, 1.0, 0.0], dtype=torch.float64))
-    assert spectra.numerical_rank(both).tolist() == [5, 1, 0]
-    assert spectra.numerical_rank(torch.diag(torch.tensor([1.0, 1e-9, 1e-12])).double()) == 2
-    uneven = torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64))
-    assert abs(spectra.participation_ratio(uneven) - 25 / 17) < EXACT
-
-
-def test_breadth_counts_positions():
-    alpha = torch.tensor(
-        [[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.0, 0.0]], dtype=torch.float64
-    )
-    torch.testing.assert_close(spectra.breadth(alpha), torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
-
-
 def test_bad_input_is_named():
     model, tokens = fresh()
     block = attention.anatomy(model, tokens)[0]

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import flop_registry
 
 from replicate.lm import costate, enumeration, recurrence
 from replicate.models.fresh import tiny_model
+from replicate.models.hooks import FINAL
 from replicate.models.precision import full_precision
 from replicate.rl.grpo import group_advantages
 
@@ -163,18 +164,19 @@ def test_credit_matrix_sums_to_the_costate_and_its_diagonal_is_what_15_keeps(fam
     prompts = prompt.expand(len(tokens), -1)
     every = costate.layer_costates(model, prompts, tokens, weights, vocab=V)
     assert every.shape == (
-        model.config.num_hidden_layers + 2,
+        len(costate.layer_numbers(model)),
         len(tokens),
         4 + T - 1,
         model.config.hidden_size,
     )
-    for layer in range(len(every)):
+    depth = model.config.num_hidden_layers
+    for layer in (*range(depth + 1), FINAL):
         credit = costate.credit_matrix(model, prompts, tokens, weights, vocab=V, layer=layer)
         assert (credit.sum(1) - every[layer][:, 3:]).abs().max() < EXACT
         upper = torch.triu(credit.norm(dim=-1).mean(0), 1)
         lower = torch.tril(credit.norm(dim=-1).mean(0), -1)
         assert upper.max() == 0  # later states do not reach earlier tokens
-        assert (lower.max() > 1e-3) == (layer < model.config.num_hidden_layers)
+        assert (lower.max() > 1e-3) == (layer not in (depth, FINAL))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -182,7 +184,7 @@ def test_final_state_costate_in_closed_form(family):
     """At the final state lambda^_t = A_t W^T (onehot(o_t) - pi_t), nothing else."""
     model, prompt, tokens, weights = case(family)
     prompts = prompt.expand(len(tokens), -1)
-    (found,) = costate.layer_costates(model, prompts, tokens, weights, vocab=V, layers=[-1])
+    (found,) = costate.layer_costates(model, prompts, tokens, weights, vocab=V, layers=[FINAL])
     with full_precision(), torch.no_grad():
         logits = model(input_ids=torch.cat([prompts, tokens[:, :-1]], 1)).logits[:, 3:]
     onehot = torch.nn.functional.one_hot(tokens, V).double()
@@ -207,8 +209,8 @@ def test_trailing_padding_counts_nothing_and_inner_padding_is_refused():
 def test_bad_input_is_named():
     model, prompt, tokens, weights = case("olmo2")
     prompts = prompt.expand(len(tokens), -1)
-    with pytest.raises(ValueError, match=r"layer: expected -4 to 3 .*got 4"):
-        costate.layer_costates(model, prompts, tokens, weights, vocab=V, layers=[4])
+    with pytest.raises(ValueError, match=r"layer: expected 0 to 2 or -1, .*got 3"):
+        costate.layer_costates(model, prompts, tokens, weights, vocab=V, layers=[3])
     with pytest.raises(ValueError, match="advantages: expected shape"):
         costate.layer_costates(model, prompts, tokens, weights[:, :2], vocab=V)
     fused = tiny_model("olmo2", vocab=V, attention="sdpa", generator=seeded())

@@ -1,7 +1,5 @@
-"""The softmax Jacobian and its bound (Prop. 2, A5), the two paths of (20), Theorem 1."""
+"""The softmax Jacobian and its bound (Prop. 2, A5), of a distribution and of a Gumbel-softmax sample."""
 
-import dataclasses
-import itertools
 import math
 
 import pytest
@@ -11,10 +9,8 @@ from hypothesis import strategies as st
 from scipy import integrate
 from scipy.special import expit
 
-from replicate.lm import enumeration, gap, recurrence, relaxed, spectra, theorem_one, token_path
-from replicate.models.fresh import tiny_model
+from replicate.lm import gap, relaxed, spectra
 
-V, T = 5, 3
 EXACT = 1e-10
 
 
@@ -24,20 +20,6 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def dense(p: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     return torch.linalg.eigvalsh(gap.softmax_jacobian(p, temperature=temperature))[..., -1]
-
-
-def fresh(name: str, seed: int = 0):
-    g = seeded(seed)
-    if name == "gru":
-        F = recurrence.gru(vocab=V, hidden=6, generator=g)
-        return F, F.read(torch.zeros(1, 6, dtype=torch.float64), torch.tensor([1]))
-    if name == "bigram":
-        F = recurrence.bigram(vocab=V, hidden=6, generator=g)
-        return F, F.read(torch.zeros(1, 6, dtype=torch.float64), torch.tensor([1]))
-    model = tiny_model(name, vocab=V, generator=g)
-    return recurrence.transformer(model), recurrence.prompt_state(
-        model, torch.randint(V, (1, 4), generator=g)
-    )
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 3, 7, 60])
@@ -135,173 +117,6 @@ def test_what_is_no_distribution_is_refused(probs, temperature, message):
     for function in (gap.softmax_jacobian_norm, gap.entropy_bound, gap.trace_bound):
         with pytest.raises(ValueError, match=message):
             function(torch.tensor(probs, dtype=torch.float64), temperature=temperature)
-
-
-@pytest.mark.parametrize("tau", [2.0, 1.0, 0.5, 0.2])
-@pytest.mark.parametrize("name", ["olmo2", "llama", "gpt2", "gru", "bigram"])
-@pytest.mark.parametrize("way", ["no noise", "Gumbel-softmax", "straight-through"])
-def test_the_two_paths_add_up(name, way, tau):
-    F, s = fresh(name)
-    options = {"scale": 1.7, "tau": tau} | token_path.relaxations(relaxed.gumbel(1, V, generator=seeded(3)))[
-        way
-    ]
-    found, whole = token_path.paths(F, s, **options), token_path.relaxed_jacobian(F, s, **options)
-    assert (found.attention + found.token - whole).abs().max() < EXACT
-    no_rank_one = dataclasses.replace(found, soften=torch.diag(found.soft) / tau)
-    assert (found.attention + no_rank_one.token - whole).abs().max() > 1e-3
-    by_hand = torch.cat([torch.eye(found.kept, s.shape[1], dtype=torch.float64), found.attention])
-    assert abs(found.attention_norm - float(torch.linalg.svdvals(by_hand)[0])) < 1e-9
-
-
-@pytest.mark.parametrize(("name", "shared"), [("olmo2", 0), ("llama", 0), ("gpt2", 0), ("gru", 6)])
-def test_in_a_transformer_the_two_paths_read_different_entries(name, shared):
-    found = token_path.paths(*fresh(name))
-    assert int((found.attention.any(0) & found.token.any(0)).sum()) == shared
-    assert found.attention.any()
-    assert found.token.any()
-
-
-@pytest.mark.parametrize("entries", [1, 2**22])  # one Jacobian at a time, and all at once
-@pytest.mark.parametrize("way", ["no noise", "Gumbel-softmax", "straight-through"])
-@pytest.mark.parametrize("name", ["olmo2", "gru"])
-def test_path_norms_are_those_of_the_paths_draw_by_draw(name, way, entries, monkeypatch):
-    monkeypatch.setattr(token_path, "_ENTRIES", entries)
-    F, s = fresh(name)
-    noise = relaxed.gumbel(6, V, generator=seeded(3))
-    attention, token = token_path.path_norms(F, s, scale=1.3, tau=0.4, **token_path.relaxations(noise)[way])
-    assert len(attention) == len(token) == (1 if way == "no noise" else 6)
-    for i in range(len(token)):
-        one = token_path.paths(F, s, scale=1.3, tau=0.4, **token_path.relaxations(noise[i : i + 1])[way])
-        assert abs(attention[i] - spectra.operator_norm(one.attention)) < EXACT
-        assert abs(token[i] - spectra.operator_norm(one.token)) < EXACT
-
-
-def test_path_quantiles_of_matched_noise():
-    F, s = fresh("olmo2")
-    noise = relaxed.gumbel(40, V, generator=seeded(3))
-    rows = token_path.path_quantiles(F, s, noise, taus=(2.0, 0.3))
-    ways = token_path.relaxations(noise)
-    assert ways["Gumbel-softmax"]["noise"] is ways["straight-through"]["noise"] is noise
-    found = {(r["way"], r["tau"], r["path"]): r for r in rows}
-    assert len(rows) == len(found) == 3 * 2 * 2
-    _, token = token_path.path_norms(F, s, tau=0.3, noise=noise)
-    row = found["Gumbel-softmax", 0.3, "token"]
-    assert [row["low"], row["median"], row["high"]] == pytest.approx(
-        token.quantile(torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
-    )
-    hot, cold = (found["straight-through", tau, "attention"] for tau in (2.0, 0.3))
-    assert hot["median"] == pytest.approx(cold["median"], abs=1e-12)  # argmax(z + noise) knows no temperature
-    assert found["no noise", 2.0, "token"]["low"] == found["no noise", 2.0, "token"]["high"]
-
-
-@pytest.mark.parametrize("tau", [2.0, 0.5])
-@pytest.mark.parametrize("noisy", [False, True])
-def test_relaxed_jacobian_against_finite_differences(tau, noisy):
-    F, s = fresh("olmo2")
-    noise = relaxed.gumbel(1, V, generator=seeded(3)) if noisy else torch.zeros(1, V, dtype=torch.float64)
-    whole = token_path.relaxed_jacobian(F, s, scale=1.3, tau=tau, noise=noise)
-    u = torch.randn(s.shape, generator=seeded(4), dtype=torch.float64)
-    kept, h = F.kept(s.shape[1]), 1e-5
-
-    def step(x):
-        p = ((1.3 * F.logits(x) + noise) / tau).softmax(-1)
-        return F.advance(x, p @ F.embeddings)[0, kept:]
-
-    assert ((step(s + h * u) - step(s - h * u)) / (2 * h) - whole @ u[0]).abs().max() < 1e-7
-
-
-@pytest.mark.parametrize("tau", [1.0, 0.4])
-@pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
-def test_a_path_through_the_token_is_at_most_its_entropy_in_bits_times_the_worst_coin(name, tau):
-    """At any policy, the other factors held; a fair coin between the worst two tokens attains it."""
-    found = token_path.paths(*fresh(name), tau=tau)
-    coin, reached = token_path.worst_coin(found), []
-    policies = (6 * torch.randn(200, V, generator=seeded(3), dtype=torch.float64)).softmax(-1)
-    pairs = [
-        torch.eye(V, dtype=torch.float64)[list(vw)].mean(0) for vw in itertools.combinations(range(V), 2)
-    ]
-    for p in [*policies, *pairs]:
-        token = dataclasses.replace(found, soft=p, soften=gap.softmax_jacobian(p, temperature=tau)).token
-        bits = torch.special.entr(p).sum().item() / math.log(2)
-        reached.append(spectra.operator_norm(token) / (bits * coin))
-    assert max(reached) == pytest.approx(1.0, rel=EXACT)
-    assert max(reached[:200]) < 1.0
-
-
-def test_a_state_that_is_not_read_has_jacobian_zero():
-    found = token_path.paths(*fresh("bigram"))
-    assert found.attention.shape == (6, 6)
-    assert not found.attention.any()
-    assert found.token.any()
-
-
-@pytest.mark.parametrize("name", ["olmo2", "gpt2", "gru"])
-def test_every_link_of_the_chain_only_adds(name):
-    F, s = fresh(name)
-    found = token_path.paths(F, s)
-    steps = list(token_path.chain(found).values())
-    assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(steps))
-    assert abs(steps[0] - float(torch.linalg.svdvals(found.token)[0])) < 1e-9
-
-
-@pytest.mark.parametrize("tau", [1.0, 0.4])
-def test_the_constant_of_21_gives_the_last_link_of_the_chain(tau):
-    found = token_path.paths(*fresh("olmo2"), tau=tau)
-    H = torch.special.entr(found.soft).sum()
-    bound = token_path.constant(found) * float(H) / math.log(V)
-    assert bound == pytest.approx(token_path.chain(found)["entropy"], rel=1e-12)
-
-
-@pytest.mark.parametrize("noisy", [False, True])
-@pytest.mark.parametrize("name", ["olmo2", "llama", "gpt2", "gru", "bigram"])
-def test_theorem_one_for_the_cut_costate(name, noisy):
-    F, s = fresh(name, seed=7)
-    R = torch.randn(V**T, generator=seeded(8), dtype=torch.float64)
-    noise = relaxed.gumbel(1, T, V, generator=seeded(9)) if noisy else None
-    reward = relaxed.multilinear(R, vocab=V, horizon=T)
-    found = theorem_one.theorem_one(F, s, reward, horizon=T, noise=noise, tau=0.7 if noisy else 1.0)
-    assert (found.error <= found.sharp * (1 + 1e-9) + 1e-14).all()
-    assert (found.sharp <= found.entropy_bound * (1 + 1e-9)).all()
-    assert found.error[-1] == found.sharp[-1] == 0
-    assert found.error[0] > 1e-6
-    # the last step's bound is one product, so a right side with a step left out must fall below some error
-    assert found.error[-2] > 1e-3 * found.sharp[-2]
-
-
-def test_theorem_one_with_an_entropy_of_zero_has_no_gap():
-    F, s = fresh("olmo2")
-    scale = torch.full((T,), 1e4, dtype=torch.float64)
-    R = torch.randn(V**T, generator=seeded(8), dtype=torch.float64)
-    found = theorem_one.theorem_one(F, s, relaxed.multilinear(R, vocab=V, horizon=T), horizon=T, scale=scale)
-    assert found.error.max() < 1e-12
-
-
-def test_the_bound_does_not_hold_for_the_costate_that_grpo_sends():
-    """A case whose right side is zero although expected GRPO costate and relaxed costate differ."""
-
-    def logits(s):
-        first = s[:, 0] ** 2 - 1 + 2 * s[:, 1] ** 3
-        return torch.stack([first, torch.zeros_like(first)], 1)
-
-    def advance(s, e):
-        return torch.cat([0 * s[:, :1], e], 1)
-
-    F = recurrence.Recurrence(
-        advance, logits, torch.tensor([[1.0], [-1.0]], dtype=torch.float64), lambda n: 0
-    )
-    s = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    R = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    reward = relaxed.multilinear(R, vocab=2, horizon=2)
-    found = theorem_one.theorem_one(F, s, reward, horizon=2)
-    lam = relaxed.relaxed_costates(F, s, reward, horizon=2)[0][0]
-    g = enumeration.value_gradient(recurrence.log_probs_of(F, enumeration.all_completions(2, 2)), s[0], R)
-    assert found.entropy_bound[0] < 1e-14
-    assert (g - lam).norm() > 0.1
-
-
-def test_right_side_by_hand():
-    bound = theorem_one.right_side([2.0, 3.0], [0.5, 0.25], [9.0, 4.0, 8.0])
-    assert bound.tolist() == [0.5 * 4 + 2 * (0.25 * 8), 0.25 * 8, 0.0]
 
 
 def test_a_cold_gumbel_jacobian_has_mean_norm_one_minus_sum_of_squares():

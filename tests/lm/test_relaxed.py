@@ -102,12 +102,75 @@ def test_gumbel_tokens_follow_the_policy():
     assert ((wrong.sum(0) - n * pi) / (n * pi * (1 - pi)).sqrt()).abs().max() > 4  # Gaussian noise does not
 
 
-def test_token_slopes_against_finite_differences():
+def bumped(F, s, bump, *, scale=(1.0,) * T, tau=1.0, noise=None, straight_through=False, cut=False):
+    """The soft tokens of a rollout with ``bump`` [1, T, V] added to each, in value and in what is fed back."""
+    tokens = []
+    for t in range(T):
+        z = F.logits(s) * scale[t] + (0.0 if noise is None else noise[:, t])
+        p = (z / tau).softmax(-1)
+        if straight_through:
+            p = torch.nn.functional.one_hot(p.argmax(-1), V) + p - p.detach()
+        tokens.append(p + bump[:, t])
+        s = F.advance(s, (p if cut else tokens[-1]) @ F.embeddings)
+    return torch.stack(tokens, 1)
+
+
+SLOPE_OPTIONS = {
+    "none": {},
+    "scale": {"scale": torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)},
+    "tau": {"tau": 0.4},
+    "noise": {"noise": relaxed.gumbel(1, T, V, generator=seeded(7)), "tau": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", SLOPE_OPTIONS)
+def test_token_slopes_against_finite_differences(name):
+    """Every option is that of the rollout around which the slopes are taken."""
     F, s, _, reward = fresh()
-    slopes = relaxed.token_slopes(F, s, reward, horizon=T)
+    how = SLOPE_OPTIONS[name]
+    slopes = relaxed.token_slopes(F, s, reward, horizon=T, **how)
     bump = torch.randn(1, T, V, generator=seeded(2), dtype=torch.float64)
-    f = [reward(relaxed._bumped_rollout(F, s, h * bump, None)) for h in (1e-5, -1e-5)]
-    assert abs((f[0] - f[1]).item() / 2e-5 - (slopes * bump[0]).sum().item()) < 1e-7
+    f = [reward(bumped(F, s, h * bump, **how)) for h in (1e-5, -1e-5, 2e-5, -2e-5)]
+    slope = (8 * (f[0] - f[1]) - (f[2] - f[3])) / 12e-5
+    assert abs(slope.item() - (slopes * bump[0]).sum().item()) < 1e-8
+    if how:
+        assert (slopes - relaxed.token_slopes(F, s, reward, horizon=T)).abs().max() > 1e-3
+
+
+def test_token_slopes_of_a_cut_rollout_are_those_of_the_reward_alone():
+    F, s, _, reward = fresh()
+    slopes = relaxed.token_slopes(F, s, reward, horizon=T, cut=True)
+    soft = relaxed.relaxed_rollout(F, s, horizon=T).soft.detach().requires_grad_()
+    (wanted,) = torch.autograd.grad(reward(soft).sum(), soft)
+    assert (slopes - wanted[0]).abs().max() < EXACT
+    assert (slopes - relaxed.token_slopes(F, s, reward, horizon=T)).abs().max() > 1e-3
+
+
+def test_token_slopes_straight_through_go_through_the_soft_token():
+    """A token that is fed as one-hot has the slope of that one; later tokens answer by their soft derivative."""
+    F, s, _, reward = fresh()
+    slopes = relaxed.token_slopes(F, s, reward, horizon=T, straight_through=True)
+    bump = torch.zeros(1, T, V, dtype=torch.float64, requires_grad=True)
+    (wanted,) = torch.autograd.grad(reward(bumped(F, s, bump, straight_through=True)).sum(), bump)
+    assert (slopes - wanted[0]).abs().max() < EXACT
+    assert (slopes - relaxed.token_slopes(F, s, reward, horizon=T)).abs().max() > 1e-3
+
+
+def test_token_slopes_refuse_what_a_rollout_does_not_know():
+    F, s, _, reward = fresh()
+    with pytest.raises(TypeError, match="temperature"):
+        relaxed.token_slopes(F, s, reward, horizon=T, temperature=0.5)
+    with pytest.raises(ValueError, match="tau: expected a positive temperature"):
+        relaxed.token_slopes(F, s, reward, horizon=T, tau=0.0)
+
+
+def test_linear_prediction_has_the_soft_reward_as_its_mean_and_the_slopes_as_differences():
+    F, s, _, reward = fresh()
+    found = relaxed.linear_prediction(F, s, reward, horizon=T)
+    soft = relaxed.relaxed_rollout(F, s, horizon=T).soft.detach()
+    assert ((soft[0] * found).sum(1) - reward(soft)).abs().max() < EXACT
+    slopes = relaxed.token_slopes(F, s, reward, horizon=T)
+    assert (found.diff(dim=1) - slopes.diff(dim=1)).abs().max() < EXACT
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from replicate.lm.costate import layer_costates
+from replicate.impact.measured import components
+from replicate.lm.costate import credit_matrix, layer_costates
 from replicate.models import olmo2
 from replicate.models.answer import answer_pass, pull_back
 from replicate.models.fresh import tiny_model
+from replicate.models.hooks import FINAL
 from replicate.models.precision import full_precision
 
 V, P, T, LAYERS = 20, 4, 6, 3
@@ -46,7 +48,7 @@ def test_forward_is_the_librarys(attention, head_dim):
     with torch.no_grad():
         whole = final_states(model, model.get_input_embeddings()(tokens))
     for read in (1, 3, T):
-        for start in range(LAYERS + 1):
+        for start in (*range(LAYERS + 1), FINAL):
             tape = olmo2.forward(model, tokens, start=start, read=read)
             assert (tape.final - whole[:, -read:]).abs().max() < EXACT
 
@@ -112,7 +114,7 @@ def test_planted_errors_are_rejected(error, monkeypatch):
     assert (wrong - right).norm() > 1e-3 * right.norm()
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2, -2])
+@pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_answer_passes_agree_by_hand_and_by_autograd(layer):
     model, tokens = case()
     cotangents = torch.randn(5, P, 16, generator=seeded(4), dtype=torch.float64)
@@ -123,11 +125,31 @@ def test_answer_passes_agree_by_hand_and_by_autograd(layer):
     assert written.tape is not None
     assert graph.tape is None
     for name in ("final", "logits", "state"):
+        assert getattr(written, name).shape == getattr(graph, name).shape
         assert (getattr(written, name) - getattr(graph, name)).abs().max() < EXACT
+    assert written.state.shape == (P, T, 16)
     assert (pull_back(written, cotangents) - wanted).abs().max() < EXACT
+    before = pull_back(written, cotangents).unflatten(2, (T, 16))[:, :, :-1]
+    assert (before.norm() > 1e-3) == (layer < LAYERS)  # nothing reads the last block's output there
 
 
-@pytest.mark.parametrize("layers", [None, [-1], [4, 1], [0], [3]])
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_the_last_blocks_output_is_the_final_state_before_its_norm(by_hand):
+    model, tokens = case()
+    cotangent = torch.randn(1, P, 16, generator=seeded(4), dtype=torch.float64)
+    with full_precision():
+        raw, final = (answer_pass(model, tokens, layer=k, by_hand=by_hand) for k in (LAYERS, FINAL))
+        leaf = raw.state.detach().requires_grad_()
+        normed = model.model.norm(leaf)[:, -1]
+        (through,) = torch.autograd.grad(normed, leaf, pull_back(final, cotangent)[0])
+        found = pull_back(raw, cotangent)[0]
+    assert final.state is None
+    assert (normed - final.final).abs().max() < EXACT
+    assert (found.unflatten(1, (T, 16)) - through).abs().max() < EXACT
+    assert (found.unflatten(1, (T, 16))[:, -1] - cotangent[0]).norm() > 0.1  # the norm is not the identity
+
+
+@pytest.mark.parametrize("layers", [None, [FINAL], [3, 1], [0], [3], [FINAL, 3]])
 @pytest.mark.parametrize("length", [1, 3])
 def test_layer_costates_agree_by_hand_and_by_autograd(layers, length):
     model, prompts = case()
@@ -139,6 +161,22 @@ def test_layer_costates_agree_by_hand_and_by_autograd(layers, length):
     ]
     assert both[0].shape == both[1].shape
     assert (both[0] - both[1]).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("layer", [*range(LAYERS + 1), FINAL])
+def test_a_layer_is_the_same_by_every_route_to_its_costates(layer):
+    """With one answer token Def. 2 is a score at the final state, pulled back."""
+    model, prompts = case()
+    tokens, advantages = (
+        torch.randint(V, (P,), generator=seeded(5)),
+        torch.rand(P, generator=seeded(6)).double(),
+    )
+    (wanted,) = layer_costates(model, prompts, tokens[:, None], advantages, vocab=V, layers=[layer])
+    answer = answer_pass(model, prompts, layer=layer)
+    off = torch.nn.functional.one_hot(tokens, V) - answer.logits.softmax(-1)
+    found = pull_back(answer, (advantages[:, None] * off @ answer.head)[None])[0].unflatten(1, (-1, 16))
+    assert (found - wanted[:, -found.shape[1] :]).abs().max() < EXACT
+    assert found.shape[1] == (1 if layer == FINAL else T)
 
 
 def test_half_precision_keeps_norms_in_float32():
@@ -171,10 +209,25 @@ def test_only_a_plain_olmo2_is_written_out():
     assert not olmo2.supports(dropping.train())
 
 
-def test_bad_layers_and_positions_are_refused():
+@pytest.mark.parametrize("layer", [LAYERS + 1, -2, -LAYERS - 1])
+def test_layers_that_there_are_not_are_refused_everywhere(layer):
     model, tokens = case()
-    with pytest.raises(ValueError, match=r"start: expected 0 to 3 \(this model has 3 blocks\), got 4"):
-        olmo2.forward(model, tokens, start=4)
+    weights = torch.ones(P, 2, dtype=torch.float64)
+    expected = r"layer: expected 0 to 3 or -1, the final state \(this model has 3 blocks\), got " + str(layer)
+    for refuse in (
+        lambda: olmo2.forward(model, tokens, start=layer),
+        lambda: answer_pass(model, tokens, layer=layer, by_hand=True),
+        lambda: answer_pass(model, tokens, layer=layer, by_hand=False),
+        lambda: layer_costates(model, tokens, tokens[:, :2], weights, vocab=V, layers=[0, layer]),
+        lambda: credit_matrix(model, tokens, tokens[:, :2], weights, vocab=V, layer=layer),
+        lambda: components(model, tokens, tokens[:, 0], layer=layer, generator=seeded()),
+    ):
+        with pytest.raises(ValueError, match=f"^{expected}$"):
+            refuse()
+
+
+def test_bad_numbers_of_positions_are_refused():
+    model, tokens = case()
     with pytest.raises(ValueError, match="read: expected 1 to 6 positions, got 7"):
         olmo2.forward(model, tokens, read=7)
 

@@ -1,13 +1,10 @@
 """The label-copying task: its text, its closed form, and what it refuses."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
 from replicate.ladder import corpus
-from replicate.models.logits import entropy, log_policy
 from replicate.rl.prompts import answers, evaluate
 from replicate.rl.tasks.label_copying import LABELS, WORDS, label_copying
 
@@ -40,18 +37,6 @@ def test_labels_come_in_equal_shares():
 def test_same_seed_same_prompts_and_another_seed_others():
     assert draw(seed=3).text == draw(seed=3).text
     assert draw(seed=3).text != draw(seed=4).text
-
-
-def test_padding_rows_get_no_mass():
-    logits = torch.zeros(2, 10)
-    logits[:, 7:] = 50.0
-    assert torch.allclose(log_policy(logits, vocab=7).exp(), torch.full((2, 7), 1 / 7))
-    assert not torch.allclose(log_policy(logits, vocab=8).exp()[:, :7], torch.full((2, 7), 1 / 7))
-
-
-def test_entropy_of_uniform_one_hot_and_zero_mass():
-    assert entropy(torch.full((4,), 0.25).log()).item() == pytest.approx(math.log(4))
-    assert entropy(torch.tensor([0.0, -torch.inf])).item() == 0.0
 
 
 def test_closed_form_reads_the_right_column():

@@ -213,7 +213,7 @@ UNENDING = (".inf", ".nan")
             "MEASURE_LAYERS: [3]",
             r"MEASURE_LAYERS must be 0 to 2 or -1, .* \(the model has 2 blocks\), got \[3\]",
         ),
-        ("MEASURE_LAYERS: [-2]", "MEASURE_LAYERS must be 0 to 2 or -1"),
+        ("MEASURE_LAYERS: [-2]", "parameter MEASURE_LAYERS: expected distinct numbers from -1"),
         ("MEASURE_PROMPTS: 65", r"MEASURE_PROMPTS must be at most EVAL_PROMPTS \(64\), got 65"),
         ("TINY_EVERY: 7\nMEASURE_LAYERS: [9]", "TINY_STEPS .*; MEASURE_LAYERS"),
         ("DTYPE: float16", "parameter DTYPE"),

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from replicate.bisection import bisect
 from replicate.checks import one_of
 
 Rewards = Float[Tensor, "prompts samples"]
@@ -65,12 +66,11 @@ def column(kind: str) -> str:
 
 def _kl_reachable(p: PerPrompt, delta: float) -> PerPrompt:
     """max {x : kl(x, p) <= delta} - p of a Bernoulli, by bisection; 1 - p where even x = 1 is within reach."""
-    low, high = p.clone(), torch.ones_like(p)
-    for _ in range(60):
-        middle = (low + high) / 2
-        kl = torch.xlogy(middle, middle / p) + torch.xlogy(1 - middle, (1 - middle) / (1 - p))
-        inside = kl <= delta
-        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+
+    def inside(x: Tensor) -> Tensor:
+        return torch.xlogy(x, x / p) + torch.xlogy(1 - x, (1 - x) / (1 - p)) <= delta
+
+    low, _ = bisect(inside, p, torch.ones_like(p), steps=60)
     return torch.where(p == 0, torch.zeros_like(p), torch.where(-p.log() <= delta, 1 - p, low - p))
 
 
@@ -82,17 +82,14 @@ def tilted_gain(rewards: Rewards, delta: float) -> PerPrompt:
     rewards = rewards.double()
     spread = (rewards.amax(1) - rewards.amin(1)).clamp(min=1e-12)
     scaled = (rewards - rewards.amax(1, keepdim=True)) / spread[:, None]
-    low, high = (
-        torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device),
-        torch.full_like(spread, 1e4),
-    )
     uniform = -torch.log(torch.tensor(float(rewards.shape[1]), dtype=torch.float64))
-    for _ in range(80):
-        beta = (low + high) / 2
+
+    def inside(beta: Tensor) -> Tensor:
         log_p = (beta[:, None] * scaled).log_softmax(1)
-        inside = (log_p.exp() * (log_p - uniform)).sum(1) <= delta
-        low, high = torch.where(inside, beta, low), torch.where(inside, high, beta)
-    weights = (low[:, None] * scaled).softmax(1)
+        return (log_p.exp() * (log_p - uniform)).sum(1) <= delta
+
+    beta, _ = bisect(inside, torch.zeros_like(spread), torch.full_like(spread, 1e4), steps=80)
+    weights = (beta[:, None] * scaled).softmax(1)
     return (weights * rewards).sum(1) - rewards.mean(1)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from replicate.checks import one_of
 from replicate.impact.headrooms import KINDS, PRIMARY_HEADROOM, column, headrooms, sample_headrooms
 from replicate.models.answer import AnswerPass, answer_pass, pull_back
+from replicate.models.hooks import FINAL
 from replicate.models.logits import entropy, log_policy
 from replicate.rl.grpo import group_advantages
 from replicate.rl.prompts import Prompts
@@ -74,7 +75,7 @@ def components(
     prompts: Int[Tensor, "prompts length"],
     labels: Int[Tensor, " prompts"],
     *,
-    layer: int = -1,
+    layer: int = FINAL,
     group_size: int = 16,
     policy: str = "categorical",
     generator: torch.Generator,
@@ -85,11 +86,12 @@ def components(
 ) -> Components:
     """Measures V, Delta, kappa, headroom, entropy and reward of ``model`` at ``layer`` on label-copying prompts.
 
+    Layers are numbered as :data:`~replicate.models.hooks.FINAL` says, which is the default.
     ``prompts`` are token ids of one length, ``labels`` the right answers, ``group_size`` the samples per prompt,
     ``vocab`` the number of token ids in use (default: all the model's rows), ``sigma`` the noise of the shift policy
     in logits, ``advantage`` what multiplies the score: the reward minus the mean of the others (unbiased, in the
     reward's units: the default), minus the group's mean, that over the group's std (GRPO), or the bare reward.
-    One forward pass and, below the final layer, one batched backward pass through activations.
+    One forward pass and, below the final state, one batched backward pass through activations.
     """
     one_of("advantage", advantage, get_args(Advantage))
     return components_by_advantage(

@@ -7,8 +7,7 @@ The objective is (13), L = - sum_t A_t log pi(o_t | h_t), at fixed tokens. Two k
 * the state of a :class:`~replicate.lm.recurrence.Recurrence`, the cache of all layers: :func:`costates` by one
   backward pass, :func:`costates_by_recursion` by (15).
 
-Layers are numbered as in ``hidden_states`` of transformers, but for the last: 0 is the embeddings' output, l the output
-of block l, and the number of blocks + 1 the final hidden state, after the last norm, that the head reads.
+Layers are numbered as :data:`~replicate.models.hooks.FINAL` says; a list of all of them ends with the final state.
 """
 
 from collections.abc import Sequence
@@ -16,20 +15,22 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from replicate.lm.recurrence import Recurrence, State, log_policies, unroll
+from replicate.lm.recurrence import Recurrence, Scale, State, log_policies, unroll
 from replicate.models import olmo2
-from replicate.models.hooks import frozen, hidden_states, require_eager
+from replicate.models.hooks import FINAL, frozen, hidden_states, layer_number, require_eager
 from replicate.models.jacobians import rows
 from replicate.models.logits import log_policy
 from replicate.models.precision import precision_of
+
+Tokens = Int[Tensor, "batch T"]
+PerToken = Float[Tensor, "batch T"]
 
 
 def layer_costates(
     model: nn.Module,
     prompts: Int[Tensor, "batch length"],
-    completions: Int[Tensor, "batch T"],
+    completions: Tokens,
     advantages: Float[Tensor, "batch ..."],
     *,
     vocab: int,
@@ -61,21 +62,22 @@ def layer_costates(
 def _layer_costates_by_hand(model, prompts, completions, weights, vocab, layers) -> Tensor:
     tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
     read = completions.shape[1]
-    tape = olmo2.forward(model, tokens, start=min(*layers, model.config.num_hidden_layers), read=read)
+    tape = olmo2.forward(
+        model, tokens, start=min((k for k in layers if k != FINAL), default=FINAL), read=read
+    )
     final = tape.final.detach().requires_grad_()
     with frozen(model), torch.enable_grad():
         logp = _taken(model.lm_head(final), completions, vocab)
         (at_final,) = torch.autograd.grad((weights * logp).sum(), final)  # (14) at the final state
-    found = {model.config.num_hidden_layers + 1: at_final}
+    found = {FINAL: at_final}
     found |= {layer: back[0] for layer, back in olmo2.pull_back(tape, at_final[None])}
-    # The top two states are read at the last positions only: elsewhere their costates are zero (A3).
-    return torch.stack([F.pad(x, (0, 0, tokens.shape[1] - x.shape[1], 0)) for x in map(found.get, layers)])
+    return torch.stack([olmo2.padded(found[layer], tokens.shape[1]) for layer in layers])
 
 
 def credit_matrix(
     model: nn.Module,
     prompts: Int[Tensor, "batch length"],
-    completions: Int[Tensor, "batch T"],
+    completions: Tokens,
     advantages: Float[Tensor, "batch ..."],
     *,
     vocab: int,
@@ -86,18 +88,18 @@ def credit_matrix(
     The diagonal is all that (15) with one layer's output as the state can keep, because dh_{t+1}^l/dh_t^l = 0.
     """
     require_eager(model, "a credit matrix by batched backward passes")
-    (chosen,) = layer_numbers(model, [layer])
+    layer = layer_number(model, layer)
     weights = token_weights(completions, advantages, None)
     with frozen(model), torch.enable_grad(), precision_of(model):
         hidden, logp = _read(model, prompts, completions, vocab)
-        full = rows(weights * logp, hidden[chosen])
+        full = rows(weights * logp, hidden[layer])
     return full[:, :, prompts.shape[1] - 1 :]
 
 
 def layer_influence(
     model: nn.Module, tokens: Int[Tensor, " length"]
 ) -> Float[Tensor, "layers length layers length"]:
-    """Frobenius norms of dh_k^{l'}/dh_t^l, indexed [l, t, l', k]: which state reaches which (A3).
+    """Frobenius norms of dh_k^{l'}/dh_t^l, indexed [l, t, l', k]: which state reaches which (A3), over all layers.
 
     Zero wherever l' <= l and k != t (a layer's output feeds only higher layers) and wherever k < t (causality).
     """
@@ -118,10 +120,10 @@ def _block_norms(full: Float[Tensor, "1 outs length hidden"], width: int) -> Flo
 def costates(
     recurrence: Recurrence,
     state: State,
-    completions: Int[Tensor, "batch T"],
-    weights: Float[Tensor, "batch T"],
+    completions: Tokens,
+    weights: PerToken,
     *,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Scale | None = None,
 ) -> list[Tensor]:
     """- dL/ds_t of (13) for t = 1..T by one backward pass; ``weights`` are the A_t, per token.
 
@@ -136,10 +138,10 @@ def costates(
 def costates_by_recursion(
     recurrence: Recurrence,
     state: State,
-    completions: Int[Tensor, "batch T"],
-    weights: Float[Tensor, "batch T"],
+    completions: Tokens,
+    weights: PerToken,
     *,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Scale | None = None,
     newest_only: bool = False,
 ) -> list[Tensor]:
     """The same by recursion (15), each step on its own: local score plus transition Jacobian transposed.
@@ -167,10 +169,10 @@ def costates_by_recursion(
 
 
 def token_weights(
-    completions: Int[Tensor, "batch T"],
+    completions: Tokens,
     advantages: Float[Tensor, "batch ..."],
     mask: Bool[Tensor, "batch T"] | None,
-) -> Float[Tensor, "batch T"]:
+) -> PerToken:
     """A_t per token: one advantage for a whole completion is spread over it, masked tokens get 0."""
     if advantages.shape not in (completions.shape, completions.shape[:1]):
         raise ValueError(
@@ -188,26 +190,20 @@ def token_weights(
     return torch.where(mask, weights, 0.0)
 
 
-def layer_numbers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
-    """Checked layer numbers, 0 to blocks + 1, negative ones counted from the top; None: all of them."""
-    top = model.config.num_hidden_layers + 1
+def layer_numbers(model: nn.Module, layers: Sequence[int] | None = None) -> list[int]:
+    """Checked layer numbers; None: all of them, from the embeddings to the final state."""
     if layers is None:
-        return list(range(top + 1))
-    for layer in layers:
-        if not -top - 1 <= layer <= top:
-            raise ValueError(
-                f"layer: expected {-top - 1} to {top} (this model has {top - 1} blocks), got {layer}"
-            )
-    return [layer % (top + 1) for layer in layers]
+        return [*range(model.config.num_hidden_layers + 1), FINAL]
+    return [layer_number(model, layer) for layer in layers]
 
 
-def _read(model, prompts, completions, vocab) -> tuple[list[Tensor], Float[Tensor, "batch T"]]:
+def _read(model, prompts, completions, vocab) -> tuple[list[Tensor], PerToken]:
     """Hidden states of all layers over prompt and o_<T, with graph, and log pi(o_t)."""
     tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
     hidden, logits = hidden_states(model, tokens)
     return hidden, _taken(logits[:, prompts.shape[1] - 1 :], completions, vocab)
 
 
-def _taken(logits: Tensor, completions: Tensor, vocab: int) -> Float[Tensor, "batch T"]:
+def _taken(logits: Tensor, completions: Tensor, vocab: int) -> PerToken:
     """log pi(o_t) of the tokens taken, from logits [batch, T, rows]."""
     return log_policy(logits, vocab=vocab).gather(2, completions[..., None]).squeeze(2)

@@ -15,15 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from replicate.bisection import bisect
 from replicate.lm.relaxed import soft_token
 from replicate.lm.spectra import operator_norm
+
+Distributions = Float[Tensor, "*batch vocab"]
 
 _BISECTIONS = 56  # the bracket is at most twice the root wide, so this is below round-off
 
 
-def softmax_jacobian_norm(
-    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
-) -> Float[Tensor, "*batch"]:
+def softmax_jacobian_norm(probs: Distributions, *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
     """Exact operator norm of (1/temperature)(diag(p) - p p^T), for p along the last axis.
 
     The norm is the root of the secular equation 1 = sum_v p_v^2 / (p_v - x) between the two largest p, found by
@@ -41,16 +42,11 @@ def softmax_jacobian_norm(
     low = torch.maximum(second, first * others)  # e_1 is a trial vector
     high = torch.minimum(first, _spread(first, others, rest))  # the trace
     high = torch.maximum(low, high)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        left_of_root = _secular(middle, first, others, rest) > 0
-        low, high = torch.where(left_of_root, middle, low), torch.where(left_of_root, high, middle)
+    low, high = bisect(lambda x: _secular(x, first, others, rest) > 0, low, high, steps=_BISECTIONS)
     return (((low + high) / 2).squeeze(-1) / temperature).to(probs.dtype)
 
 
-def entropy_bound(
-    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
-) -> Float[Tensor, "*batch"]:
+def entropy_bound(probs: Distributions, *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
     """H(p) / (2 ln 2) / temperature, H in nats: the right side of A5, an upper bound on the norm above.
 
     Half the entropy in bits; no constant of it can be lowered, since a fair coin attains it at any vocabulary.
@@ -60,7 +56,7 @@ def entropy_bound(
     return (torch.special.entr(p).sum(-1) / (2 * math.log(2) * temperature)).to(probs.dtype)
 
 
-def trace_bound(probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
+def trace_bound(probs: Distributions, *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
     """(1 - sum p^2) / temperature: the trace of the softmax Jacobian, between the two sides of A5.
 
     It is also the expected norm of a Gumbel-softmax Jacobian in the limit of temperature zero, where the sample is
@@ -126,7 +122,7 @@ def normalised_constant(vocab: int) -> float:
 
 
 def softmax_jacobian(
-    probs: Float[Tensor, "*batch vocab"], *, temperature: float = 1.0
+    probs: Distributions, *, temperature: float = 1.0
 ) -> Float[Tensor, "*batch vocab vocab"]:
     """(1/temperature)(diag(p) - p p^T) as a matrix, for small vocabularies."""
     return (torch.diag_embed(probs) - probs[..., :, None] * probs[..., None, :]) / temperature

@@ -22,16 +22,19 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from replicate.models.fresh import tiny_model
-from replicate.models.hooks import frozen, require_eager
+from replicate.models.hooks import frozen, require_eager, require_plain_head
 from replicate.models.logits import log_policy
 from replicate.models.precision import precision_of
 
 State = Float[Tensor, "batch state"]
+OneState = Float[Tensor, "1 n"]
 Embedded = Float[Tensor, "batch dim"]
-
 
 Scale = Float[Tensor, " T"] | Float[Tensor, "T batch 1"]
 """What multiplies the logits of step t (an inverse temperature): one number, or one for each state of the batch."""
+
+Scales = Float[Tensor, "settings T"]
+"""Several settings of a factor for each step."""
 
 
 @dataclass(frozen=True)
@@ -197,11 +200,7 @@ def _check_head(model: PreTrainedModel) -> None:
     with torch.no_grad():
         tokens = torch.zeros(1, 2, dtype=torch.long)
         final = model.base_model(input_ids=tokens).last_hidden_state
-        same = torch.allclose(model.get_output_embeddings()(final), model(input_ids=tokens).logits)
-    if not same:
-        raise ValueError(
-            "model: expected logits = head(final hidden state); this model does something in between"
-        )
+        require_plain_head(model.get_output_embeddings(), final, model(input_ids=tokens).logits)
 
 
 def _pack(cache, *, start: int) -> Float[Tensor, "batch columns"]:
@@ -224,7 +223,7 @@ def _ends(vocab: int, hidden: int, gain: float, generator: torch.Generator) -> t
 
 def fresh_start(
     family: str, *, vocab: int, generator: torch.Generator, **size
-) -> tuple[Recurrence, Float[Tensor, "1 n"]]:
+) -> tuple[Recurrence, OneState]:
     """A model with fresh weights and its state s_1: a transformer after a random prompt of four tokens, or, for
     ``"gru"``, a gated recurrent unit after one token. ``size`` goes to :func:`replicate.models.fresh.tiny_model`."""
     if family == "gru":

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replicate.lm.enumeration import scores
-from replicate.lm.recurrence import Recurrence, Scale, State, differentiable, unroll
+from replicate.lm.recurrence import OneState, Recurrence, Scale, State, differentiable, unroll
 from replicate.models.logits import entropy
 
 SoftReward = Callable[[Tensor], Tensor]
@@ -28,10 +28,12 @@ SoftReward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Relaxed:
-    """A relaxed rollout: states s_1..s_T with their graph, soft tokens p_t, the entropy in nats of the *policy*
-    softmax(scale_t z_t) at each step, and the embeddings fed after each step but the last."""
+    """A relaxed rollout: states s_1..s_T with their graph, soft tokens p_t (``tokens`` one by one, each before what is
+    fed back of it, ``soft`` together), the entropy in nats of the *policy* softmax(scale_t z_t) at each step, and the
+    embeddings fed after each step but the last."""
 
     states: list[Tensor]
+    tokens: list[Tensor]
     soft: Float[Tensor, "batch T vocab"]
     entropy: Float[Tensor, "batch T"]
     fed: list[Tensor]
@@ -60,17 +62,17 @@ def relaxed_rollout(
     shape = (len(state), horizon, len(recurrence.embeddings))
     if noise is not None and noise.shape != shape:
         raise ValueError(f"noise: expected shape {list(shape)}, got {list(noise.shape)}")
-    states, soft, spread, fed = [state], [], [], []
+    states, tokens, spread, fed = [state], [], [], []
     for t in range(horizon):
         differentiable(states[-1])
         logits = recurrence.logits(states[-1]) * (1.0 if scale is None else scale[t])
         spread.append(entropy(logits.detach().log_softmax(-1)))
-        soft.append(soft_token(logits, tau, None if noise is None else noise[:, t], straight_through))
+        tokens.append(soft_token(logits, tau, None if noise is None else noise[:, t], straight_through))
         if t + 1 < horizon:
-            embedded = soft[-1] @ recurrence.embeddings  # the path through the token in (20)
+            embedded = tokens[-1] @ recurrence.embeddings  # the path through the token in (20)
             fed.append(embedded.detach() if cut else embedded)
             states.append(recurrence.advance(states[-1], fed[-1]))
-    return Relaxed(states, torch.stack(soft, 1), torch.stack(spread, 1), fed)
+    return Relaxed(states, tokens, torch.stack(tokens, 1), torch.stack(spread, 1), fed)
 
 
 def soft_token(
@@ -124,17 +126,14 @@ def multilinear(returns: Float[Tensor, " N"], *, vocab: int, horizon: int) -> So
 
 
 def token_slopes(
-    recurrence: Recurrence, state: State, reward: SoftReward, **options
+    recurrence: Recurrence, state: OneState, reward: SoftReward, **options
 ) -> Float[Tensor, "T vocab"]:
     """u_t(v) = dR/dp_t(v) in total, through the reward and through what is fed back: what token v is worth at step t
-    to first order around the soft rollout from one state [1, state]."""
+    to first order around the rollout from one state; options of :func:`relaxed_rollout`."""
     with torch.enable_grad():
-        bump = torch.zeros(
-            1, options["horizon"], len(recurrence.embeddings), dtype=state.dtype, requires_grad=True
-        )
-        run = _bumped_rollout(recurrence, state, bump, options.get("scale"))
-        (grad,) = torch.autograd.grad(reward(run).sum(), bump)
-    return grad[0]
+        run = relaxed_rollout(recurrence, state.detach().requires_grad_(), **options)
+        grads = torch.autograd.grad(reward(run.soft).sum(), run.tokens, materialize_grads=True)
+    return torch.cat(grads)
 
 
 def linear_prediction(
@@ -143,7 +142,7 @@ def linear_prediction(
     reward: SoftReward,
     *,
     horizon: int,
-    scale: Float[Tensor, " T"] | None = None,
+    scale: Scale | None = None,
 ) -> Float[Tensor, "T vocab"]:
     """The reward that the deterministic soft rollout predicts, to first order, for token v at step t alone:
 
@@ -187,14 +186,3 @@ def combined_estimates(
         ]
         (expected,) = torch.autograd.grad((torch.stack(policies, 1) * slopes).sum(), leaf)
     return sampled + expected
-
-
-def _bumped_rollout(recurrence: Recurrence, state: State, bump: Tensor, scale: Tensor | None) -> Tensor:
-    """Soft tokens of the deterministic rollout with ``bump`` added to each."""
-    soft = []
-    for t in range(bump.shape[1]):
-        logits = recurrence.logits(state) * (1.0 if scale is None else scale[t])
-        soft.append(logits.softmax(-1) + bump[:, t])
-        if t + 1 < bump.shape[1]:
-            state = recurrence.advance(state, soft[-1] @ recurrence.embeddings)
-    return torch.stack(soft, 1)

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from replicate.bisection import bisect
 from replicate.lm import enumeration, recurrence, relaxed
-from replicate.lm.recurrence import Recurrence
+from replicate.lm.recurrence import OneState, Recurrence, Scales
 from replicate.lm.relaxed import SoftReward, relaxed_costates, relaxed_rollout
 from replicate.lm.spectra import operator_norm
-from replicate.lm.token_path import Paths, chain, paths_along
+from replicate.lm.token_path import chain, paths_along
 from replicate.models.logits import entropy
 
 
@@ -35,9 +36,9 @@ class TheoremOne:
     gaps: list[Tensor]
 
 
-def theorem_one(
+def both_sides(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     reward: SoftReward,
     *,
     horizon: int,
@@ -45,7 +46,7 @@ def theorem_one(
     noise: Float[Tensor, "1 T vocab"] | None = None,
     tau: float = 1.0,
 ) -> TheoremOne:
-    """Evaluates (23) exactly along the relaxed rollout from ``state``.
+    """Both sides of (23), exact, along the relaxed rollout from ``state``.
 
     With Gumbel noise the entropy in the bound is the soft sample's own, not the policy's: a single Gumbel sample at low
     temperature is not controlled by the policy's entropy, only its mean is.
@@ -53,12 +54,12 @@ def theorem_one(
     options = {"horizon": horizon, "scale": scale, "noise": noise, "tau": tau}
     full = relaxed_costates(recurrence, state, reward, **options)
     cut = relaxed_costates(recurrence, state, reward, cut=True, **options)
-    with torch.no_grad():
-        run = relaxed_rollout(recurrence, state, **options)
-    steps = paths_along(recurrence, run, scale=scale, noise=noise, tau=tau)
+    steps = paths_along(recurrence, state, **options)
     attention = [step.attention_norm for step in steps]
     token = [operator_norm(step.token) for step in steps]
     with_entropy = [chain(step)["entropy"] for step in steps]
+    with torch.no_grad():
+        entropies = relaxed_rollout(recurrence, state, **options).entropy[0]
     gaps = [a - b for a, b in zip(cut, full, strict=True)]
     signal = [float(x.norm()) for x in full]
     return TheoremOne(
@@ -66,7 +67,7 @@ def theorem_one(
         sharp=right_side(attention, token, signal),
         entropy_bound=right_side(attention, with_entropy, signal),
         signal=torch.tensor(signal, dtype=torch.float64),
-        entropies=run.entropy[0],
+        entropies=entropies,
         attention_norms=attention,
         token_norms=token,
         gaps=gaps,
@@ -83,10 +84,10 @@ def right_side(attention: list[float], token: list[float], signal: list[float]) 
 
 def discrete_gradients(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     returns: Float[Tensor, " N"],
     *,
-    scales: Float[Tensor, "settings T"],
+    scales: Scales,
 ) -> Float[Tensor, "settings n"]:
     """g = dV/ds by enumeration, V(s) = sum_o P(o | s) R(o): what the score function sends in expectation (A4).
 
@@ -137,7 +138,7 @@ def wrong_right_sides(sides: TheoremOne) -> dict[str, Float[Tensor, " T"]]:
 
 def policy_entropy_side(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     sides: TheoremOne,
     *,
     noise: Float[Tensor, "1 T vocab"],
@@ -148,7 +149,7 @@ def policy_entropy_side(
     ``sides`` are those of the same rollout. Not a bound: a sample can be a coin where the policy is near-certain.
     """
     horizon = noise.shape[1]
-    steps = paths_of_rollout(model, state, horizon=horizon, tau=tau, noise=noise)
+    steps = paths_along(model, state, horizon=horizon, tau=tau, noise=noise)
     token = [
         chain(step)["entropy"] * float(policy / torch.special.entr(step.soft).sum())
         for step, policy in zip(steps, sides.entropies, strict=False)
@@ -173,10 +174,10 @@ def norms_at_embeddings(
 
 def errors_over_scales(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     returns: Float[Tensor, " N"],
     *,
-    scales: Float[Tensor, "settings T"],
+    scales: Scales,
     sent: bool = False,
 ) -> dict[str, list[float]]:
     """Distances from the relaxed costate lambda_1, one a setting of the factors on the logits of each step.
@@ -198,8 +199,8 @@ def errors_over_scales(
 
 
 def scales_for_entropies(
-    model: Recurrence, state: Float[Tensor, "1 n"], entropies: Float[Tensor, "settings T"]
-) -> Float[Tensor, "settings T"]:
+    model: Recurrence, state: OneState, entropies: Float[Tensor, "settings T"]
+) -> Scales:
     """The factors scale_t on the logits that give the policy the wished entropies, in nats, along a relaxed rollout.
 
     Step by step and by bisection: the entropy of softmax(scale z) falls in the scale. Raises ``ValueError`` for
@@ -224,28 +225,13 @@ def scales_for_entropies(
 def _scale_for(
     logits: Float[Tensor, "settings vocab"], wished: Float[Tensor, " settings"]
 ) -> Float[Tensor, " settings"]:
-    low, high = torch.full_like(wished, -30.0), torch.full_like(wished, 30.0)  # powers of two
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = entropy((middle.exp2()[:, None] * logits).log_softmax(-1)) > wished
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    found = low.exp2()
-    if (entropy((found[:, None] * logits).log_softmax(-1)) - wished).abs().max() > 1e-9:
+    def reached(power: Tensor) -> Tensor:
+        return entropy((power.exp2()[:, None] * logits).log_softmax(-1))
+
+    ends = torch.full_like(wished, -30.0), torch.full_like(wished, 30.0)
+    power, _ = bisect(lambda x: reached(x) > wished, *ends, steps=60)
+    if (reached(power) - wished).abs().max() > 1e-9:
         raise ValueError(
             "entropies: expected ones that some scale of the logits reaches, got one that none does"
         )
-    return found
-
-
-def paths_of_rollout(
-    model: Recurrence,
-    state: Float[Tensor, "1 n"],
-    *,
-    horizon: int,
-    tau: float = 1.0,
-    noise: Float[Tensor, "1 T vocab"] | None = None,
-) -> list[Paths]:
-    """J_t and K_t of (20) at the states s_1..s_{T-1} of the relaxed rollout from ``state``."""
-    with torch.no_grad():
-        run = relaxed.relaxed_rollout(model, state, horizon=horizon, noise=noise, tau=tau)
-    return paths_along(model, run, noise=noise, tau=tau)
+    return power.exp2()

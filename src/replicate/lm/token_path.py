@@ -16,8 +16,8 @@ from replicate.lm.gap import (
     softmax_jacobian_norm,
     trace_bound,
 )
-from replicate.lm.recurrence import Recurrence, State
-from replicate.lm.relaxed import Relaxed, soft_token
+from replicate.lm.recurrence import Embedded, OneState, Recurrence, State
+from replicate.lm.relaxed import relaxed_rollout, soft_token
 from replicate.lm.spectra import operator_norm
 from replicate.models.jacobians import jacobian
 
@@ -63,7 +63,7 @@ class Paths:
 
 def paths(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     *,
     scale: float = 1.0,
     tau: float = 1.0,
@@ -87,7 +87,7 @@ def paths(
 
 
 def _step_jacobians(
-    recurrence: Recurrence, states: State, fed: Float[Tensor, "batch dim"]
+    recurrence: Recurrence, states: State, fed: Embedded
 ) -> tuple[Float[Tensor, "batch m n"], Float[Tensor, "batch m dim"]]:
     """d/ds and d/de of the new entries of F(s, e): one batched backward pass gives both."""
     leaves = states.detach().requires_grad_(), fed.detach().requires_grad_()
@@ -122,7 +122,7 @@ def _softened(
 
 def relaxed_jacobian(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     *,
     scale: float = 1.0,
     tau: float = 1.0,
@@ -141,15 +141,14 @@ def relaxed_jacobian(
 
 def path_norms(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     *,
     scale: float = 1.0,
     tau: float = 1.0,
     noise: Float[Tensor, "draws vocab"] | None = None,
     straight_through: bool = False,
 ) -> tuple[Float[Tensor, " draws"], Float[Tensor, " draws"]]:
-    """Operator norms of both paths of (20), one per row of ``noise`` (one draw without noise); options as in
-    :func:`paths`.
+    """Operator norms of both paths of (20), one per row of ``noise`` (one without); options are those of :func:`paths`.
 
     The first are those of the attention path's new rows, the second those of the path through the token. F is
     differentiated once per distinct embedding that is fed, so straight-through costs no more than the tokens it meets.
@@ -182,7 +181,7 @@ def relaxations(noise: Float[Tensor, "draws vocab"]) -> dict[str, dict]:
 
 def path_quantiles(
     recurrence: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     noise: Float[Tensor, "draws vocab"],
     *,
     taus: Sequence[float],
@@ -251,20 +250,23 @@ def chain(found: Paths) -> dict[str, float]:
 
 def paths_along(
     recurrence: Recurrence,
-    run: Relaxed,
+    state: OneState,
     *,
+    horizon: int,
     scale: Float[Tensor, " T"] | None = None,
-    noise: Float[Tensor, "1 T vocab"] | None = None,
     tau: float = 1.0,
+    noise: Float[Tensor, "1 T vocab"] | None = None,
 ) -> list[Paths]:
-    """J_t and K_t of (20) at the states s_1..s_{T-1} of a relaxed rollout; options are those it was made with."""
+    """J_t and K_t of (20) at the states s_1..s_{T-1} of the relaxed rollout from ``state``."""
+    with torch.no_grad():
+        run = relaxed_rollout(recurrence, state, horizon=horizon, scale=scale, tau=tau, noise=noise)
     return [
         paths(
             recurrence,
-            state.detach(),
+            s,
             scale=1.0 if scale is None else float(scale[t]),
             tau=tau,
             noise=None if noise is None else noise[:, t],
         )
-        for t, state in enumerate(run.states[:-1])
+        for t, s in enumerate(run.states[:-1])
     ]

@@ -13,6 +13,7 @@ All but the Gumbel line are exact, by running through all completions.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replicate.lm import enumeration, recurrence, relaxed
-from replicate.lm.recurrence import Recurrence
+from replicate.lm.recurrence import OneState, Recurrence, Scales
+
+PerCompletion = Float[Tensor, "settings N"]
 
 ESTIMATES = ("score function", "relaxed", "Gumbel", "control variate", "weighted mean")
 
@@ -75,10 +78,10 @@ class Costs:
 
 def estimation_costs(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
-    returns: Float[Tensor, "settings N"],
+    state: OneState,
+    returns: PerCompletion,
     *,
-    scales: Float[Tensor, "settings T"],
+    scales: Scales,
     tau: float,
     rollouts: int,
     generator: torch.Generator,
@@ -118,8 +121,8 @@ def estimation_costs(
 
 
 def _probs_and_scores(
-    model: Recurrence, state: Float[Tensor, "1 n"], scales: Float[Tensor, "settings T"]
-) -> tuple[Float[Tensor, "settings N"], Float[Tensor, "settings N n"]]:
+    model: Recurrence, state: OneState, scales: Scales
+) -> tuple[PerCompletion, Float[Tensor, "settings N n"]]:
     """P(o | s) and sum_t dlog pi(o_t)/ds of every completion, under each setting of the scales."""
     every = enumeration.all_completions(len(model.embeddings), scales.shape[1])
     leaf = state.expand(len(scales) * len(every), -1).clone().requires_grad_()
@@ -133,9 +136,9 @@ def _probs_and_scores(
 
 def _costates(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
+    state: OneState,
     rewards: list[relaxed.SoftReward],
-    scales: Float[Tensor, "settings T"],
+    scales: Scales,
     rollouts: int,
     **how,
 ) -> Float[Tensor, "settings rollouts n"]:
@@ -152,10 +155,10 @@ def _costates(
 
 def _combined(
     model: Recurrence,
-    state: Float[Tensor, "1 n"],
-    returns: Float[Tensor, "settings N"],
+    state: OneState,
+    returns: PerCompletion,
     rewards: list[relaxed.SoftReward],
-    scales: Float[Tensor, "settings T"],
+    scales: Scales,
 ) -> Float[Tensor, "settings N n"]:
     """The control-variate estimate of every completion in each setting."""
     (settings, horizon), N = scales.shape, returns.shape[1]
@@ -183,14 +186,6 @@ def crossing(better: Callable[[int], bool], *, limit: int = 2**20) -> float:
     By bisection: ``better`` has to stay true once it is. So it does for a leave-one-out score function against any
     a + b / G with a, b >= 0, whose difference times G falls in G.
     """
-    if better(2):
-        return 2.0
-    low, high = 2, 4
-    while not better(high):
-        if high >= limit:
-            return math.inf
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if better(middle) else (middle, high)
-    return float(high)
+    groups = range(2, limit + 1)
+    first = bisect_left(groups, True, key=better)
+    return float(groups[first]) if first < len(groups) else math.inf

@@ -1,9 +1,8 @@
 """One forward pass to the answer position that stops the graph at a chosen layer, and pulling costates back to it.
 
-Layers are numbered as in ``hidden_states`` of transformers: 0 is the embeddings' output, k the output of block k, and
-the number of blocks (or -1) the *final state*, the normed one that the output head reads. At a layer below, the state
-is the layer's column over all prompt positions, since everything above reads it; at the final one it is the answer
-position alone.
+Layers are numbered as :data:`~replicate.models.hooks.FINAL` says. At a numbered layer the state is its output at all
+prompt positions, though at the last block's only the answer position is read; the *final state* is the answer position
+alone.
 
 Parameters stay out of the graph: gradients run through activations only, and only above the chosen layer. For OLMo-2
 both passes are written out in :mod:`replicate.models.olmo2`, which takes less time; other models go through autograd.
@@ -16,14 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replicate.models import olmo2
-from replicate.models.hooks import blocks, frozen
+from replicate.models.hooks import FINAL, blocks, frozen, layer_number, require_plain_head
 
 
 @dataclass(frozen=True)
 class AnswerPass:
     """What one pass gives. ``final`` [prompts, hidden] is the head's input at the answer position, ``logits``
     [prompts, rows] its output, ``state`` [prompts, length, hidden] the state at the chosen layer (None at the final
-    layer), ``head`` [rows, hidden] the output head's weight; ``tape`` what the written-out backward pass needs (None
+    state), ``head`` [rows, hidden] the output head's weight; ``tape`` what the written-out backward pass needs (None
     where autograd's graph serves)."""
 
     final: Float[Tensor, "prompts hidden"]
@@ -34,7 +33,11 @@ class AnswerPass:
 
 
 def answer_pass(
-    model: nn.Module, tokens: Int[Tensor, "prompts length"], *, layer: int, by_hand: bool | None = None
+    model: nn.Module,
+    tokens: Int[Tensor, "prompts length"],
+    *,
+    layer: int = FINAL,
+    by_hand: bool | None = None,
 ) -> AnswerPass:
     """Runs ``model`` once on ``tokens``; see :class:`AnswerPass`.
 
@@ -43,32 +46,23 @@ def answer_pass(
     for, and for one whose logits are not its head applied to the final state (a soft cap, say): its costates would come
     out silently wrong.
     """
-    depth = model.config.num_hidden_layers
-    if not -depth - 1 <= layer <= depth:
-        raise ValueError(
-            f"layer: expected {-depth - 1} to {depth} (this model has {depth} blocks), got {layer}"
-        )
-    layer %= depth + 1
+    layer = layer_number(model, layer)
     if olmo2.chosen(model, by_hand):
         return _by_hand(model, tokens, layer)
     head = model.get_output_embeddings()
     seen: dict[str, Tensor] = {}
     hooks = [head.register_forward_pre_hook(lambda _, inputs: seen.update(final=inputs[0]))]
-    if layer < depth:
+    if layer != FINAL:
         module = model.get_input_embeddings() if layer == 0 else blocks(model)[layer - 1]
         hooks.append(module.register_forward_hook(lambda _, __, output: _cut(seen, output)))
     try:
-        with frozen(model), torch.set_grad_enabled(layer < depth):
+        with frozen(model), torch.set_grad_enabled(layer != FINAL):
             logits = model(input_ids=tokens, logits_to_keep=1, use_cache=False).logits[:, -1]
     finally:
         for hook in hooks:
             hook.remove()
     final = seen["final"][:, -1]
-    with torch.no_grad():
-        if not torch.allclose(head(final), logits, rtol=1e-2, atol=1e-3):
-            raise ValueError(
-                "model: expected logits = head(final state); this model does something in between"
-            )
+    require_plain_head(head, final, logits)
     return AnswerPass(final, logits.detach(), seen.get("state"), head.weight.detach())
 
 
@@ -78,13 +72,13 @@ def pull_back(
     """(dh_final / ds)^T applied to costates at the final state; the state's positions and features are flattened.
 
     All samples go through one batched backward pass (with autograd a single one goes unbatched, which is faster). At
-    the final layer there is nothing to pull back.
+    the final state there is nothing to pull back.
     """
     if answer.state is None:
         return costates
     if answer.tape is not None:
         *_, (_, grads) = olmo2.pull_back(answer.tape, costates[:, :, None].to(answer.final.dtype))
-        return grads.flatten(2)
+        return olmo2.padded(grads, answer.state.shape[1]).flatten(2)
     costates, alone = costates.to(answer.final.dtype), len(costates) == 1
     (grads,) = torch.autograd.grad(
         answer.final,
@@ -98,11 +92,12 @@ def pull_back(
 
 def _by_hand(model: nn.Module, tokens: Int[Tensor, "prompts length"], layer: int) -> AnswerPass:
     tape = olmo2.forward(model, tokens, start=layer)
-    final, top = tape.final[:, -1], layer == model.config.num_hidden_layers
+    final, weight = tape.final[:, -1], model.lm_head.weight.detach()
     with torch.no_grad():
         logits = model.lm_head(final)
-    weight = model.lm_head.weight.detach()
-    return AnswerPass(final, logits, None if top else tape.state, weight, None if top else tape)
+    if layer == FINAL:
+        return AnswerPass(final, logits, None, weight)
+    return AnswerPass(final, logits, tape.state, weight, tape)
 
 
 def _cut(seen: dict[str, Tensor], output):

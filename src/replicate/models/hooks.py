@@ -3,8 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+FINAL = -1
+"""The number of the final state, the normed one that the output head reads; last in any list of all layers.
+
+Layers are numbered alike everywhere: 0 is the embeddings' output, k = 1..depth the output of block k as it leaves the
+block, before any norm behind it, and FINAL the final state.
+"""
+
+
+def layer_number(model: nn.Module, layer: int) -> int:
+    """``layer`` if ``model`` has it: 0 to its number of blocks, or :data:`FINAL`. Otherwise ``ValueError``."""
+    depth = model.config.num_hidden_layers
+    if layer != FINAL and not 0 <= layer <= depth:
+        raise ValueError(
+            f"layer: expected 0 to {depth} or {FINAL}, the final state (this model has {depth} blocks), got {layer}"
+        )
+    return layer
 
 
 def require_eager(model: nn.Module, why: str) -> None:
@@ -15,6 +33,20 @@ def require_eager(model: nn.Module, why: str) -> None:
     attention = getattr(model.config, "_attn_implementation", None)
     if attention != "eager":
         raise ValueError(f"model: {why} needs attn_implementation='eager', got {attention!r}")
+
+
+def require_plain_head(
+    head: nn.Module, final: Float[Tensor, "*batch hidden"], logits: Float[Tensor, "*batch rows"]
+) -> None:
+    """Raises ``ValueError`` unless a model's ``logits`` are its ``head`` applied to the final state (no soft cap, say).
+
+    Closely in float64; below, a head may round otherwise for another number of positions.
+    """
+    rtol, atol = (1e-5, 1e-8) if logits.dtype == torch.float64 else (1e-2, 1e-3)
+    with torch.no_grad():
+        plain = torch.allclose(head(final), logits, rtol=rtol, atol=atol)
+    if not plain:
+        raise ValueError("model: expected logits = head(final state); this model does something in between")
 
 
 def hidden_states(model: nn.Module, tokens: Int[Tensor, "batch length"]) -> tuple[list[Tensor], Tensor]:

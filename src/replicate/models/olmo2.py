@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from transformers import Olmo2ForCausalLM
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
+from replicate.models.hooks import FINAL, layer_number
 from replicate.models.precision import precision_of
 
 
@@ -61,12 +62,12 @@ class BlockTape:
 
 @dataclass(frozen=True)
 class Tape:
-    """A forward pass: ``state`` [P, T, d] at the output of layer ``start`` (0: the embeddings), ``final`` [P, R, d] the
-    final state at the last R positions, and what the adjoint needs of the blocks above ``start``."""
+    """A forward pass: ``state`` [P, T, d] the output of layer ``start``, ``final`` [P, R, d] the final state at the
+    last R positions (``state`` too, where ``start`` is FINAL), and what the adjoint needs of the blocks above."""
 
     model: Olmo2ForCausalLM
     start: int
-    state: Float[Tensor, "P T d"]
+    state: Float[Tensor, "P positions d"]
     final: Float[Tensor, "P R d"]
     blocks: list[BlockTape]
     norm: Normed
@@ -102,23 +103,24 @@ def chosen(model: nn.Module, by_hand: bool | None) -> bool:
 def forward(model: Olmo2ForCausalLM, tokens: Int[Tensor, "P T"], *, start: int = 0, read: int = 1) -> Tape:
     """Runs ``model`` on prompts of one length; the head reads the last ``read`` positions.
 
-    ``start`` is the layer whose output is the state (0: the embeddings); nothing below it is kept. Raises
-    ``ValueError`` for a layer or a number of positions out of range.
+    ``start`` is the layer whose output is the state, numbered as :data:`~replicate.models.hooks.FINAL` says; nothing
+    below it is kept. Raises ``ValueError`` for a layer or a number of positions out of range.
     """
     decoder, depth, length = model.model, len(model.model.layers), tokens.shape[1]
-    if not 0 <= start <= depth:
-        raise ValueError(f"start: expected 0 to {depth} (this model has {depth} blocks), got {start}")
+    layer_number(model, start)
     if not 1 <= read <= length:
         raise ValueError(f"read: expected 1 to {length} positions, got {read}")
     h = state = decoder.embed_tokens(tokens)
     turn, tapes = _turn(model, h), []
     for number, block in enumerate(decoder.layers, start=1):
-        h, tape = _forward(block, h, turn, read if number == depth else length)
+        # The head reads the last block's output at the last positions only; its state is asked for at all of them.
+        h, tape = _forward(block, h, turn, read if number == depth != start else length)
         if number == start:
             state = h
-        elif number > start:
+        elif 0 <= start < number:
             tapes.append(tape)
     final, norm = _norm(h[:, -read:], decoder.norm)
+    state = final if start == FINAL else state
     return Tape(model, start, state, final, tapes, norm, turn)
 
 
@@ -128,15 +130,23 @@ def pull_back(
 ) -> Iterator[tuple[int, Float[Tensor, "S P positions d"]]]:
     """Costates at the final state, carried down: (layer, costates at its output) from the last block's to ``start``'s.
 
-    S of them go back at once. At the last block's output only the R positions that were read are given; elsewhere its
-    costates are zero (A3). Layers below that have all T positions.
+    S of them go back at once. At the last block's output only the R positions that were read are given, see
+    :func:`padded`; layers below that have all T positions. From the final state there is nowhere to go.
     """
+    if tape.start == FINAL:
+        return
     layers = tape.model.model.layers
     back = _norm_adjoint(costates.transpose(0, 1), tape.norm)  # [P, S, R, d]
     yield len(layers), back.transpose(0, 1)
     for number in range(len(layers), tape.start, -1):
         back = _adjoint(layers[number - 1], tape.blocks[number - 1 - tape.start], back, tape.turn)
         yield number - 1, back.transpose(0, 1)
+
+
+def padded(costates: Float[Tensor, "*S P positions d"], length: int) -> Float[Tensor, "*S P T d"]:
+    """Costates at the last positions, with zeros at the ones before, which nothing above reads (A3)."""
+    missing = length - costates.shape[-2]
+    return F.pad(costates, (0, 0, missing, 0)) if missing else costates
 
 
 def _forward(block: nn.Module, h: Tensor, turn: tuple[Tensor, Tensor], read: int) -> tuple[Tensor, BlockTape]:

@@ -19,5 +19,5 @@ class Measurement(Section):
 
     prompts: int = Field(64, ge=1, le=MOST)
     group: int = Field(16, ge=2, le=MOST)
-    layers: distinct(-MOST, MOST) = Field([-1])
+    layers: distinct(-1, MOST) = Field([-1])
     sigma: float = Field(1.0, gt=0, alias="SIGMA")

@@ -1,6 +1,4 @@
-"""How far apart two numbers are: relative errors for exact identities, z-scores and slopes for statistical
-ones.
-"""
+"""How far apart two numbers are: relative errors for exact identities, z-scores and slopes for statistical ones."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,8 +13,7 @@ Numbers = Sequence[float | int] | np.ndarray
 
 
 def relative_error(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
-    """|x - y| / max(|x|, |y|) in the Euclidean norm over all entries; 0 when both vanish, NaN when either has
-    one.
+    """|x - y| / max(|x|, |y|) in the Euclidean norm over all entries; 0 when both vanish, NaN when either has one.
 
     Raises ``ValueError`` when the shapes differ, so that nothing is broadcast into agreement.
     """
@@ -43,9 +40,8 @@ class ZTest(NamedTuple):
 def z_test(samples: Float[Tensor, "n dim"], truth: Float[Tensor, " dim"]) -> ZTest:
     """Tests E[samples] = truth in each coordinate, with the standard error estimated from the samples.
 
-    ``samples`` are independent rows. A coordinate whose samples are all alike has no standard error: its z is
-    0 if it equals the truth to 1e-12 relative and infinite otherwise. Raises ``ValueError`` for fewer than
-    two rows.
+    ``samples`` are independent rows. A coordinate whose samples are all alike has no standard error: its z is 0 if it
+    equals the truth to 1e-12 relative and infinite otherwise. Raises ``ValueError`` for fewer than two rows.
     """
     n = samples.shape[0]
     if n < 2:
@@ -58,9 +54,7 @@ def z_test(samples: Float[Tensor, "n dim"], truth: Float[Tensor, " dim"]) -> ZTe
 
 
 def worst_z_bound(dim: int, *, false_alarm: float = 1e-4) -> float:
-    """The |z| that the worst of ``dim`` unbiased coordinates exceeds with probability at most
-    ``false_alarm``.
-    """
+    """The |z| that the worst of ``dim`` unbiased coordinates exceeds with probability at most ``false_alarm``."""
     return float(stats.norm.isf(false_alarm / (2 * dim)))
 
 
@@ -90,12 +84,11 @@ def log_slope(x: Numbers, y: Numbers, *, log_x: bool = True) -> Slope:
 def monte_carlo_slope(
     samples: Float[Tensor, "n dim"], truth: Float[Tensor, " dim"], sizes: Sequence[int], *, blocks: int
 ) -> tuple[list[float], list[float], Slope]:
-    """How fast the mean of n samples approaches ``truth``: (rms errors, their standard errors, slope in
-    log-log).
+    """How fast the mean of n samples approaches ``truth``: (rms errors, their standard errors, slope in log-log).
 
-    For each size n, ``blocks`` disjoint means of n fresh rows give one rms error, so the points are
-    independent and the slope's interval comes from their own standard errors, not from the scatter of a few
-    points. Raises ``ValueError`` when ``samples`` has fewer than blocks x sum(sizes) rows.
+    For each size n, ``blocks`` disjoint means of n fresh rows give one rms error, so the points are independent and the
+    slope's interval comes from their own standard errors, not from the scatter of a few points. Raises ``ValueError``
+    when ``samples`` has fewer than blocks x sum(sizes) rows.
     """
     if len(samples) < blocks * sum(sizes):
         raise ValueError(f"samples: expected at least {blocks * sum(sizes)} rows, got {len(samples)}")

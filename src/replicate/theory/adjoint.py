@@ -1,8 +1,8 @@
 """Costates and value gradients: equations (5) to (9), each by routes that share no derivative code.
 
-The costate is lambda_t = dG_t/ds_t along one noise realisation (5). Here it comes from the backward recursion
-(6), from autograd through the unrolled rollout, and from finite differences; the parameter gradient (7) from
-the costates, from forward sensitivities, from backpropagation through time, and from finite differences.
+The costate is lambda_t = dG_t/ds_t along one noise realisation (5). Here it comes from the backward recursion (6), from
+autograd through the unrolled rollout, and from finite differences; the parameter gradient (7) from the costates, from
+forward sensitivities, from backpropagation through time, and from finite differences.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, vmap
 
 from replicate.theory.rollout import (
+    Actions,
     DifferentiableMDP,
+    Starts,
+    States,
     check_gamma,
     check_rollout_arguments,
     returns_to_go,
@@ -24,16 +27,14 @@ from replicate.theory.rollout import (
 
 
 class Partials(NamedTuple):
-    """All partial derivatives along a batch of trajectories, in the paper's letters; leading axes [batch,
-    horizon].
-    """
+    """All partial derivatives along a batch of trajectories, in the paper's letters; leading axes [batch, horizon]."""
 
     f_s: Float[Tensor, "batch horizon state state"]
     f_a: Float[Tensor, "batch horizon state action"]
-    r_s: Float[Tensor, "batch horizon state"]
-    r_a: Float[Tensor, "batch horizon action"]
+    r_s: States
+    r_a: Actions
     pi_s: Float[Tensor, "batch horizon action state"]
-    terminal: Float[Tensor, "batch state"]
+    terminal: Starts
 
     @property
     def Df(self) -> Float[Tensor, "batch horizon state state"]:
@@ -41,7 +42,7 @@ class Partials(NamedTuple):
         return self.f_s + self.f_a @ self.pi_s
 
     @property
-    def Dr(self) -> Float[Tensor, "batch horizon state"]:
+    def Dr(self) -> States:
         """D_s r = r_s + pi_s^T r_a, the total state derivative of the reward."""
         return self.r_s + _apply(self.pi_s.mT, self.r_a)
 
@@ -52,14 +53,12 @@ def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def partials(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Partials:
-    """The partial derivatives of f, r, pi and the terminal reward along the rollout from ``s0`` with this
-    noise.
-    """
+    """The partial derivatives of f, r, pi and the terminal reward along the rollout from ``s0`` with this noise."""
     path = rollout(mdp, s0, noise, transition_noise=transition_noise)
     s, a = path.states[:, :-1], path.actions
     zeta = torch.zeros_like(s) if transition_noise is None else transition_noise
@@ -73,23 +72,21 @@ def partials(
 
 def policy_jacobians(
     mdp: DifferentiableMDP,
-    states: Float[Tensor, "batch horizon state"],
-    noise: Float[Tensor, "batch horizon action"],
+    states: States,
+    noise: Actions,
 ) -> Float[Tensor, "batch horizon action params"]:
     """dpi/dtheta at each state and noise."""
     return vmap(vmap(jacrev(mdp.policy, 2), (0, 0, None)), (0, 0, None))(states, noise, mdp.theta)
 
 
 def adjoint_recursion(
-    Dr: Float[Tensor, "batch horizon state"],
+    Dr: States,
     Df: Float[Tensor, "batch horizon state state"],
-    terminal: Float[Tensor, "batch state"],
+    terminal: Starts,
     *,
     gamma: float | int,
 ) -> Float[Tensor, "batch horizon+1 state"]:
-    """lambda_t = D_s r_t + gamma (D_s f_t)^T lambda_{t+1}, from lambda_T = ``terminal`` backwards: equation
-    (6).
-    """
+    """lambda_t = D_s r_t + gamma (D_s f_t)^T lambda_{t+1}, from lambda_T = ``terminal`` backwards: equation (6)."""
     check_gamma(gamma)
     costate = [terminal]
     for t in reversed(range(Dr.shape[1])):
@@ -99,16 +96,16 @@ def adjoint_recursion(
 
 def costates(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch horizon+1 state"]:
     """lambda_t for t = 0..T by the recursion (6); the last row is the terminal reward's gradient (or zero).
 
-    Units: reward per unit of state. No transition noise means zeros. Raises ``ValueError`` for a discount
-    outside [0, 1] or shapes that do not fit the task.
+    Units: reward per unit of state. No transition noise means zeros. Raises ``ValueError`` for a discount outside
+    [0, 1] or shapes that do not fit the task.
     """
     check_gamma(gamma)
     d = partials(mdp, s0, noise, transition_noise=transition_noise)
@@ -127,15 +124,13 @@ def _return_from(
 
 def costates_by_autograd(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch horizon+1 state"]:
-    """Definition (5) taken literally: the rollout is started anew at each s_t and G_t differentiated by
-    autograd.
-    """
+    """Definition (5) taken literally: the rollout is started anew at each s_t and G_t differentiated by autograd."""
     states = rollout(mdp, s0, noise, transition_noise=transition_noise).states
     rows = []
     for t, s in enumerate(states.unbind(1)):
@@ -147,17 +142,17 @@ def costates_by_autograd(
 
 def costates_by_finite_differences(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
     step: float = 5e-4,
 ) -> Float[Tensor, "batch horizon+1 state"]:
     """Definition (5) without derivative code: extrapolated central differences of G_t in s_t.
 
-    The error is of order ``step``^4 plus round-off over ``step``: some 1e-10 relative on smooth tasks, more
-    where they bend sharply.
+    The error is of order ``step``^4 plus round-off over ``step``: some 1e-10 relative on smooth tasks, more where they
+    bend sharply.
     """
     states = rollout(mdp, s0, noise, transition_noise=transition_noise).states
     rows = [
@@ -181,11 +176,11 @@ def finite_differences(
 
 def policy_gradient(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch params"]:
     """The bracket of (7) per trajectory: sum_t gamma^t pi_theta^T (r_a + gamma f_a^T lambda_{t+1})."""
     check_gamma(gamma)
@@ -198,26 +193,23 @@ def policy_gradient(
     return torch.einsum("t,btap,bta->bp", discounts, pi_theta, signal)  # (7)
 
 
-def action_signals(
-    d: Partials, following: Float[Tensor, "batch horizon state"], *, gamma: float | int
-) -> Float[Tensor, "batch horizon action"]:
+def action_signals(d: Partials, following: States, *, gamma: float | int) -> Actions:
     """r_a + gamma f_a^T lambda_{t+1}, i.e. dG_t/da_t; ``following`` holds lambda_1 to lambda_T."""
     return d.r_a + gamma * _apply(d.f_a.mT, following)
 
 
 def policy_gradient_by_sensitivities(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch params"]:
     """dG_0/dtheta forwards: X_t = ds_t/dtheta is carried along with the rollout (forward mode, no costate).
 
-    X_0 = 0, X_{t+1} = D_s f X_t + D_theta f, and dG_0/dtheta = sum_t gamma^t (D_s r X_t + D_theta r) +
-    gamma^T (dr_T/ds) X_T; the total derivatives come from one forward-mode Jacobian of the closed loop each
-    step.
+    X_0 = 0, X_{t+1} = D_s f X_t + D_theta f, and dG_0/dtheta = sum_t gamma^t (D_s r X_t + D_theta r) + gamma^T
+    (dr_T/ds) X_T; the total derivatives come from one forward-mode Jacobian of the closed loop each step.
     """
 
     def closed_loop(s: Tensor, theta: Tensor, xi: Tensor, zeta: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,11 +231,11 @@ def policy_gradient_by_sensitivities(
 
 def policy_gradient_by_autograd(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, "batch params"]:
     """dG_0/dtheta of each trajectory by backpropagation through time, i.e. autograd on the unrolled graph."""
 
@@ -258,11 +250,11 @@ def policy_gradient_by_autograd(
 
 def policy_gradient_by_finite_differences(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    transition_noise: States | None = None,
     step: float = 5e-4,
 ) -> Float[Tensor, "batch params"]:
     """dG_0/dtheta of each trajectory by extrapolated central differences with the noise held fixed."""
@@ -279,8 +271,8 @@ def policy_gradient_by_finite_differences(
 
 def score_costates(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
     baseline: Float[Tensor, "batch horizon"] | None = None,
@@ -289,9 +281,9 @@ def score_costates(
     """Costates of the score-function surrogate: actions held at their sampled values, credit through log pi.
 
     lambda^_t = r_s + (G_t - b_t) dlog pi(a_t given s_t)/ds_t + gamma f_s^T lambda^_{t+1}: differentiating
-    V_t(s) = E[r + gamma V_{t+1}(f(s, a))] with a ~ pi(. given s) shows that its mean given s_t is g_t(s_t),
-    for any additive noise. A policy-gradient surrogate treats rewards as constants, i.e. drops r_s (and the
-    terminal gradient): ``reward_path=False``. ``baseline`` may depend on s_t only.
+    V_t(s) = E[r + gamma V_{t+1}(f(s, a))] with a ~ pi(. given s) shows that its mean given s_t is g_t(s_t), for any
+    additive noise. A policy-gradient surrogate treats rewards as constants, i.e. drops r_s (and the terminal gradient):
+    ``reward_path=False``. ``baseline`` may depend on s_t only.
     """
     path = rollout(mdp, s0, noise)
     s, a = path.states[:, :-1], path.actions
@@ -311,15 +303,13 @@ class StateSlopes(NamedTuple):
     standard_error: Float[Tensor, "horizon state state"]
 
 
-def state_slopes(
-    states: Float[Tensor, "batch horizon state"], costate: Float[Tensor, "batch steps state"]
-) -> StateSlopes:
+def state_slopes(states: States, costate: Float[Tensor, "batch steps state"]) -> StateSlopes:
     """Least-squares slope of the costate in the state at each step, over a batch of independent trajectories.
 
     On a linear-quadratic task (9) reads E[lambda_t given s_t] = -2 P_t s_t, so that M_t estimates -2 P_t; there is no
     intercept. Row i of M_t belongs to entry i of the costate, column j to entry j of the state; units are reward per
-    unit of the one and of the other. The standard errors take the noise to be of the same size in every state, as it
-    is there. Raises ``ValueError`` for shapes that differ or a batch without degrees of freedom.
+    unit of the one and of the other. The standard errors take the noise to be of the same size in every state, as it is
+    there. Raises ``ValueError`` for shapes that differ or a batch without degrees of freedom.
     """
     if states.shape != costate.shape:
         raise ValueError(

@@ -1,8 +1,7 @@
-"""The score-function and the pathwise estimator of d/dmu E[phi(mu + xi)], equations (2), (3) and Lemma 1,
-(10).
+"""The score-function and the pathwise estimator of d/dmu E[phi(mu + xi)], equations (2), (3) and Lemma 1, (10).
 
-Every sample of either estimator is returned, not only the mean, so that means, variances and covariances are
-the caller's to take. Both estimators draw the same noise from generators in the same state.
+Every sample of either estimator is returned, not only the mean, so that means, variances and covariances are the
+caller's to take. Both estimators draw the same noise from generators in the same state.
 """
 
 import itertools
@@ -21,9 +20,7 @@ Phi = Callable[[Tensor], Tensor]
 
 
 class Logistic(Distribution):
-    """The logistic law with location 0: density e^(-x/s) / (s (1 + e^(-x/s))^2). torch.distributions has
-    none.
-    """
+    """The logistic law with location 0: density e^(-x/s) / (s (1 + e^(-x/s))^2). torch.distributions has none."""
 
     arg_constraints = {"scale": constraints.positive}  # noqa: RUF012  (torch's own convention)
     support = constraints.real
@@ -65,9 +62,8 @@ def draw(
 ) -> Float[Tensor, "{samples} {dim}"]:
     """``samples`` rows of ``dim`` components from ``noise``, in float64, from ``generator`` alone.
 
-    ``noise`` is a scalar law (components independent), one with batch shape [dim], or one with event shape
-    [dim]. torch.distributions only know the global generator, so that one is seeded from ours and put back
-    afterwards.
+    ``noise`` is a scalar law (components independent), one with batch shape [dim], or one with event shape [dim].
+    torch.distributions only know the global generator, so that one is seeded from ours and put back afterwards.
     """
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
@@ -99,9 +95,8 @@ def score_function(
 ) -> Float[Tensor, "{samples} dim"]:
     """Per-sample phi(a) dlog p(a - mu)/dmu with a = mu + xi, xi ~ ``noise``: equation (2).
 
-    ``phi`` maps [samples, dim] to [samples] and need not be differentiable nor continuous. A constant
-    ``baseline`` is subtracted from it. Raises ``ValueError`` for an empty sample, a law that does not fit
-    ``mu``, or a bad phi.
+    ``phi`` maps [samples, dim] to [samples] and need not be differentiable nor continuous. A constant ``baseline`` is
+    subtracted from it. Raises ``ValueError`` for an empty sample, a law that does not fit ``mu``, or a bad phi.
     """
     xi = draw(noise, samples, len(mu), generator=generator)
     value = _evaluate(phi, mu + xi) - baseline
@@ -119,8 +114,7 @@ def pathwise(
 ) -> Float[Tensor, "{samples} dim"]:
     """Per-sample (da/dmu)^T dphi/da = dphi/da at a = mu + xi, xi ~ ``noise``: equation (3).
 
-    Where ``phi`` is piecewise constant this is zero, whatever the true gradient. Errors as
-    :func:`score_function`.
+    Where ``phi`` is piecewise constant this is zero, whatever the true gradient. Errors as :func:`score_function`.
     """
     a = (mu + draw(noise, samples, len(mu), generator=generator)).detach().requires_grad_()
     value = _evaluate(phi, a).sum()
@@ -137,8 +131,7 @@ def _evaluate(phi: Phi, a: Tensor) -> Tensor:
 def optimal_baseline(
     phi: Phi, mu: Float[Tensor, " dim"], noise: Distribution, samples: int, *, generator: torch.Generator
 ) -> float:
-    """The constant b that minimises the total variance of (phi - b) score: E[phi |score|^2] / E|score|^2,
-    sampled.
+    """The constant b that minimises the total variance of (phi - b) score: E[phi |score|^2] / E|score|^2, sampled.
 
     Estimate it on other samples than those it is used on; with itself it would bias the gradient.
     """
@@ -155,12 +148,11 @@ def quadratic_variances(
     *,
     baseline: float | int = 0.0,
 ) -> tuple[float, float]:
-    """Exact total variances (SF, PD) of the two estimators for phi(a) = a^T H a / 2 + b^T a and Gaussian
-    noise.
+    """Exact total variances (SF, PD) of the two estimators for phi(a) = a^T H a / 2 + b^T a and Gaussian noise.
 
-    With e standard normal, a = mu + sigma e, v = H mu + b and c = phi(mu) - baseline: PD is v + sigma H e and
-    SF is (c + sigma v.e + sigma^2 e^T H e / 2) e / sigma; the moments are those of e, E[q(e) |e|^2] = (d + k)
-    E[q(e)] for q homogeneous of degree k. ``H`` must be symmetric.
+    With e standard normal, a = mu + sigma e, v = H mu + b and c = phi(mu) - baseline: PD is v + sigma H e and SF is
+    (c + sigma v.e + sigma^2 e^T H e / 2) e / sigma; the moments are those of e, E[q(e) |e|^2] = (d + k) E[q(e)] for q
+    homogeneous of degree k. ``H`` must be symmetric.
     """
     if not torch.allclose(H, H.T, rtol=1e-12, atol=0):
         raise ValueError("H: expected a symmetric matrix, got one that is not")
@@ -192,8 +184,7 @@ def total_variance(samples: Float[Tensor, "n dim"]) -> tuple[float, float]:
 def lemma_sides(phi: Phi, mu: float, noise: Distribution) -> tuple[float, float]:
     """Both sides of (10) for one action with dmu/dtheta = 1, by quadrature: (SF, PD), no sampling.
 
-    ``phi`` maps [n, 1] to [n] and is differentiable; it may grow at most as fast as the noise's moments
-    allow.
+    ``phi`` maps [n, 1] to [n] and is differentiable; it may grow at most as fast as the noise's moments allow.
     """
     slope = vmap(grad(lambda a: phi(a[None])[0]))
 
@@ -207,11 +198,10 @@ def lemma_sides(phi: Phi, mu: float, noise: Distribution) -> tuple[float, float]
 
 
 def expectation(f: Phi, noise: Distribution) -> float:
-    """E[f(xi)] of a scalar law by tanh-sinh quadrature, f mapping [n, 1] to [n]; some 1e-12 of error, no
-    sampling.
+    """E[f(xi)] of a scalar law by tanh-sinh quadrature, f mapping [n, 1] to [n]; some 1e-12 of error, no sampling.
 
-    The axis is cut at 0, so that a kink of the density there (Laplace) falls on an end, where the rule allows
-    it, and at a few scales on either side, so that no level of the rule misses the bulk.
+    The axis is cut at 0, so that a kink of the density there (Laplace) falls on an end, where the rule allows it, and
+    at a few scales on either side, so that no level of the rule misses the bulk.
     """
 
     def integrand(x: np.ndarray) -> np.ndarray:

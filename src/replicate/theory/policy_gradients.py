@@ -1,12 +1,10 @@
 """The policy-gradient family on toy tasks: REINFORCE, RLOO, GRPO, Dr. GRPO, PPO with and without a critic.
 
-Conventions, each a keyword: what is subtracted from a return (``baseline``), what it is divided by
-(``scale``), the clip range, the KL weight. Trajectories have a fixed length here, so the length normalisation
-of (1) is the constant 1/T; where gradients are compared with grad J it is left out, and the docstrings say
-so.
+Conventions, each a keyword: what is subtracted from a return (``baseline``), what it is divided by (``scale``), the
+clip range, the KL weight. Trajectories have a fixed length here, so the length normalisation of (1) is the constant
+1/T; where gradients are compared with grad J it is left out, and the docstrings say so.
 
-Shapes: P prompts (starting states), G completions (trajectories) of each, T steps, `params` policy
-parameters.
+Shapes: P prompts (starting states), G completions (trajectories) of each, T steps, `params` policy parameters.
 """
 
 from typing import NamedTuple
@@ -87,10 +85,9 @@ def group_advantages(
 ) -> Float[Tensor, "prompts group"]:
     """A_i = (R_i - baseline) / scale within each group, as in (1).
 
-    ``baseline``: "mean" (of the group, sample i included), "leave_one_out", or "none". ``scale``: "std"
-    (sample standard deviation, ddof 1, plus ``eps``) or "none". A group of equal returns gives zeros unless
-    the baseline is "none". Raises ``ValueError`` for other words, or for a group of one where a baseline or a
-    std needs two.
+    ``baseline``: "mean" (of the group, sample i included), "leave_one_out", or "none". ``scale``: "std" (sample
+    standard deviation, ddof 1, plus ``eps``) or "none". A group of equal returns gives zeros unless the baseline is
+    "none". Raises ``ValueError`` for other words, or for a group of one where a baseline or a std needs two.
     """
     if baseline not in ("mean", "leave_one_out", "none"):
         raise ValueError(f"baseline: expected mean, leave_one_out or none, got {baseline!r}")
@@ -112,8 +109,7 @@ def group_gradients(
 ) -> Float[Tensor, "prompts params"]:
     """One gradient estimate per group: mean over the group of sum_t w_t dlog pi_t/dtheta.
 
-    At theta_old, where every ratio is 1, this is T times the gradient of the surrogate (1) without its KL
-    term.
+    At theta_old, where every ratio is 1, this is T times the gradient of the surrogate (1) without its KL term.
     """
     return torch.einsum("pgt,pgtk->pk", weights, groups.scores) / weights.shape[1]
 
@@ -121,9 +117,7 @@ def group_gradients(
 def outcome_weights(
     groups: Groups, *, baseline: str = "none", scale: str = "none"
 ) -> Float[Tensor, "prompts group horizon"]:
-    """The same advantage at every step of a completion: REINFORCE, RLOO, Dr. GRPO and GRPO by the two
-    keywords.
-    """
+    """The same advantage at every step of a completion: REINFORCE, RLOO, Dr. GRPO and GRPO by the two keywords."""
     A = group_advantages(groups.returns, baseline=baseline, scale=scale)
     return A.unsqueeze(-1).expand_as(groups.rewards)
 
@@ -144,9 +138,9 @@ def critic_weights(
 ) -> Float[Tensor, "prompts group horizon"]:
     """gamma^t times the generalised advantage of a critic: PPO's actor.
 
-    ``lam`` = 1 is the return minus the critic, unbiased whatever the critic; below 1 it is biased unless the
-    critic is exact. ``values`` are V_t(s_t) at the T+1 times of a trajectory; the last column stands for the
-    terminal reward; without one it is zero.
+    ``lam`` = 1 is the return minus the critic, unbiased whatever the critic; below 1 it is biased unless the critic is
+    exact. ``values`` are V_t(s_t) at the T+1 times of a trajectory; the last column stands for the terminal reward;
+    without one it is zero.
     """
     delta = groups.rewards + gamma * values[..., 1:] - values[..., :-1]
     advantage, columns = torch.zeros_like(delta[..., 0]), []
@@ -159,9 +153,7 @@ def critic_weights(
 def critic_features(
     states: Float[Tensor, "*batch state"], *, degree: int
 ) -> Float[Tensor, "*batch features"]:
-    """1, s and, for ``degree`` 2, all products s_i s_j with i <= j. An LQG value function is linear in the
-    latter.
-    """
+    """1, s and, for ``degree`` 2, all products s_i s_j with i <= j. An LQG value function is linear in the latter."""
     if degree not in (1, 2):
         raise ValueError(f"degree: expected 1 or 2, got {degree}")
     features = [torch.ones_like(states[..., :1]), states]
@@ -199,8 +191,8 @@ def clipped_surrogate(
 ) -> Float[Tensor, "*batch"]:
     """(1) for each completion, to *maximise*: mean over t of min(rho A, clip(rho) A) - kl_coef k3.
 
-    rho = exp(logp - logp_old) and k3 = x - 1 - log x with x = pi_ref / pi. Raises ``ValueError`` when
-    ``kl_coef`` asks for a reference that is not there, or for a clip range outside (0, 1).
+    rho = exp(logp - logp_old) and k3 = x - 1 - log x with x = pi_ref / pi. Raises ``ValueError`` when ``kl_coef`` asks
+    for a reference that is not there, or for a clip range outside (0, 1).
     """
     if not 0 < clip < 1:
         raise ValueError(f"clip: expected a number in (0, 1), got {clip}")
@@ -218,9 +210,7 @@ def clipped_surrogate(
 def clip_is_active(
     rho: Float[Tensor, "*batch horizon"], advantages: Float[Tensor, "*batch"], *, clip: float = 0.2
 ) -> Tensor:
-    """Where (1) has no gradient: rho above 1 + clip with A > 0, or below 1 - clip with A < 0. Boolean, as
-    rho.
-    """
+    """Where (1) has no gradient: rho above 1 + clip with A > 0, or below 1 - clip with A < 0. Boolean, as rho."""
     A = advantages.unsqueeze(-1)
     return ((A > 0) & (rho > 1 + clip)) | ((A < 0) & (rho < 1 - clip))
 
@@ -251,9 +241,9 @@ def update_statistics(
 ) -> dict[str, float]:
     """What independent updates look like beside the true gradient: bias, noise and direction.
 
-    "along" is the mean's projection on ``truth`` in units of it (1 if unbiased), "angle" that between mean
-    and truth in degrees, "noise" the standard deviation of one update over the mean's norm, "cosine" that of
-    one update with ``truth``, on average; "z" is the worst abs z-score against ``truth``.
+    "along" is the mean's projection on ``truth`` in units of it (1 if unbiased), "angle" that between mean and truth in
+    degrees, "noise" the standard deviation of one update over the mean's norm, "cosine" that of one update with
+    ``truth``, on average; "z" is the worst abs z-score against ``truth``.
     """
     along, cosine = updates @ truth / (truth @ truth), torch.cosine_similarity(updates, truth[None])
     mean, root = updates.mean(0), len(updates) ** 0.5
@@ -277,13 +267,12 @@ def read_stop_gradient(
     reading: str,
     baseline: float | int = 0.0,
 ) -> Float[Tensor, "batch params"]:
-    """Gradient at theta_old of w rho per trajectory, rho = pi_theta/pi_old of its actions, for a reading of
-    the weight w.
+    """Gradient at theta_old of w rho per trajectory, rho = pi_theta/pi_old of its actions, for a reading of w.
 
-    "constant": w is one number, the same for all actions, so that the mean is zero. "stopped": w = G_0 of the
-    sampled actions, a number with no derivative in theta: the score function. "live": w = G_0(theta) along
-    the differentiable rollout, whose own derivative then adds the pathwise gradient to the score function's.
-    The last two subtract a constant ``baseline`` from w. Raises ``ValueError`` for other words.
+    "constant": w is one number, the same for all actions, so that the mean is zero. "stopped": w = G_0 of the sampled
+    actions, a number with no derivative in theta: the score function. "live": w = G_0(theta) along the differentiable
+    rollout, whose own derivative then adds the pathwise gradient to the score function's. The last two subtract a
+    constant ``baseline`` from w. Raises ``ValueError`` for other words.
     """
     if reading not in ("constant", "stopped", "live"):
         raise ValueError(f"reading: expected constant, stopped or live, got {reading!r}")

@@ -1,10 +1,8 @@
-"""Definition 1 of the paper: differentiable rollouts, equation (4), and the linear-quadratic toy with closed
-forms.
+"""Definition 1 of the paper: differentiable rollouts, equation (4), and the linear-quadratic toy with closed forms.
 
-All randomness is drawn outside and passed in: action noise xi [batch, horizon, action] and, where a task has
-it, transition noise zeta [batch, horizon, state]. With both held fixed a return is a deterministic function
-of theta and of the first state. Everything is float64; rewards are dimensionless, and a time step has no unit
-unless a task says so.
+All randomness is drawn outside and passed in: action noise xi [batch, horizon, action] and, where a task has it,
+transition noise zeta [batch, horizon, state]. With both held fixed a return is a deterministic function of theta and of
+the first state. Everything is float64; rewards are dimensionless, and a time step has no unit unless a task says so.
 """
 
 import copy
@@ -15,68 +13,58 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Params = Float[Tensor, " params"]
+State = Float[Tensor, "*batch state"]
+Action = Float[Tensor, "*batch action"]
+Starts = Float[Tensor, "batch state"]
+"""One state a trajectory."""
+
+States = Float[Tensor, "batch horizon state"]
+"""One a step, and so are :data:`Actions`; noise has these shapes too."""
+
+Actions = Float[Tensor, "batch horizon action"]
+
 
 class DifferentiableMDP(ABC):
-    """A task together with its policy: a = pi(s, xi; theta), s' = f(s, a, zeta), r = r(s, a), all
-    differentiable.
+    """A task together with its policy: a = pi(s, xi; theta), s' = f(s, a, zeta), r = r(s, a), all differentiable.
 
-    The policy is a shift policy, a = mu_theta(s) + noise_std xi with standard normal xi, unless
-    :meth:`policy` is overridden. Methods take any leading batch shape, none included, so that ``torch.func``
-    can transform them.
+    The policy is a shift policy, a = mu_theta(s) + noise_std xi with standard normal xi, unless :meth:`policy` is
+    overridden. Methods take any leading batch shape, none included, so that ``torch.func`` can transform them.
     """
 
     state_dim: int
     action_dim: int
     noise_std: float
     transition_std: float = 0.0
-    theta: Float[Tensor, " params"]
+    theta: Params
 
     @abstractmethod
-    def mean(
-        self, s: Float[Tensor, "*batch state"], theta: Float[Tensor, " params"]
-    ) -> Float[Tensor, "*batch action"]:
+    def mean(self, s: State, theta: Params) -> Action:
         """mu_theta(s)."""
 
     @abstractmethod
-    def transition(
-        self,
-        s: Float[Tensor, "*batch state"],
-        a: Float[Tensor, "*batch action"],
-        zeta: Float[Tensor, "*batch state"],
-    ) -> Float[Tensor, "*batch state"]:
+    def transition(self, s: State, a: Action, zeta: State) -> State:
         """f(s, a, zeta); zeta is standard normal and is scaled inside by ``transition_std``."""
 
     @abstractmethod
-    def reward(
-        self, s: Float[Tensor, "*batch state"], a: Float[Tensor, "*batch action"]
-    ) -> Float[Tensor, "*batch"]:
+    def reward(self, s: State, a: Action) -> Float[Tensor, "*batch"]:
         """r(s, a)."""
 
-    def terminal_reward(self, s: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch"]:
+    def terminal_reward(self, s: State) -> Float[Tensor, "*batch"]:
         """The reward of ending in s; none by default."""
         return torch.zeros_like(s[..., 0])
 
-    def policy(
-        self,
-        s: Float[Tensor, "*batch state"],
-        xi: Float[Tensor, "*batch action"],
-        theta: Float[Tensor, " params"],
-    ) -> Float[Tensor, "*batch action"]:
+    def policy(self, s: State, xi: Action, theta: Params) -> Action:
         """pi(s, xi; theta), the shift policy of Lemma 1."""
         return self.mean(s, theta) + self.noise_std * xi
 
-    def with_theta(self, theta: Float[Tensor, " params"]) -> "DifferentiableMDP":
+    def with_theta(self, theta: Params) -> "DifferentiableMDP":
         """The same task under the policy with parameters ``theta``."""
         other = copy.copy(self)
         other.theta = theta
         return other
 
-    def log_prob(
-        self,
-        s: Float[Tensor, "*batch state"],
-        a: Float[Tensor, "*batch action"],
-        theta: Float[Tensor, " params"],
-    ) -> Float[Tensor, "*batch"]:
+    def log_prob(self, s: State, a: Action, theta: Params) -> Float[Tensor, "*batch"]:
         """log pi_theta(a given s) of the shift policy, in nats. Raises ``ValueError`` without noise."""
         if self.noise_std <= 0:
             raise ValueError(f"noise_std: expected a positive number for a density, got {self.noise_std}")
@@ -88,24 +76,22 @@ class Rollout(NamedTuple):
     """One batch of trajectories s_0, a_0, r_0, ..., s_T; ``terminal`` is the reward of ending in s_T."""
 
     states: Float[Tensor, "batch horizon+1 state"]
-    actions: Float[Tensor, "batch horizon action"]
+    actions: Actions
     rewards: Float[Tensor, "batch horizon"]
     terminal: Float[Tensor, " batch"]
 
 
 def rollout(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
-    theta: Float[Tensor, " params"] | None = None,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    theta: Params | None = None,
+    transition_noise: States | None = None,
 ) -> Rollout:
-    """Unrolls (4) from ``s0`` with the given noise; differentiable in ``s0`` and ``theta`` (default
-    ``mdp.theta``).
+    """Unrolls (4) from ``s0`` with the given noise; differentiable in ``s0`` and ``theta`` (default ``mdp.theta``).
 
-    No transition noise means zeros. Raises ``ValueError`` for shapes that do not fit the task or an empty
-    horizon.
+    No transition noise means zeros. Raises ``ValueError`` for shapes that do not fit the task or an empty horizon.
     """
     check_rollout_arguments(mdp, s0, noise, transition_noise)
     theta = mdp.theta if theta is None else theta
@@ -140,12 +126,12 @@ def returns_to_go(
 
 def sampled_return(
     mdp: DifferentiableMDP,
-    s0: Float[Tensor, "batch state"],
-    noise: Float[Tensor, "batch horizon action"],
+    s0: Starts,
+    noise: Actions,
     *,
     gamma: float | int,
-    theta: Float[Tensor, " params"] | None = None,
-    transition_noise: Float[Tensor, "batch horizon state"] | None = None,
+    theta: Params | None = None,
+    transition_noise: States | None = None,
 ) -> Float[Tensor, " batch"]:
     """G_0 of each trajectory; its mean over the noise is J(theta)."""
     path = rollout(mdp, s0, noise, theta=theta, transition_noise=transition_noise)
@@ -154,7 +140,7 @@ def sampled_return(
 
 def draw_noise(
     mdp: DifferentiableMDP, batch: int, horizon: int, *, generator: torch.Generator
-) -> tuple[Float[Tensor, "batch horizon action"], Float[Tensor, "batch horizon state"]]:
+) -> tuple[Actions, States]:
     """Standard normal action noise and transition noise; neither law knows theta."""
     xi = torch.randn(batch, horizon, mdp.action_dim, generator=generator, dtype=torch.float64)
     zeta = torch.randn(batch, horizon, mdp.state_dim, generator=generator, dtype=torch.float64)
@@ -170,9 +156,7 @@ def check_gamma(gamma: float | int) -> None:
 def check_rollout_arguments(
     mdp: DifferentiableMDP, s0: Tensor, noise: Tensor, transition_noise: Tensor | None
 ) -> None:
-    """Raises ``ValueError`` naming the first of the arguments whose shape does not fit ``mdp`` and the
-    others.
-    """
+    """Raises ``ValueError`` naming the first of the arguments whose shape does not fit ``mdp`` and the others."""
     batch = len(s0)
     if s0.ndim != 2 or s0.shape[1] != mdp.state_dim:
         raise ValueError(f"s0: expected shape [batch, {mdp.state_dim}], got {list(s0.shape)}")
@@ -188,8 +172,7 @@ def check_rollout_arguments(
 
 
 class LQG(DifferentiableMDP):
-    """s' = A s + B a + transition_std zeta, a = K s + noise_std xi, r = -(s^T Q s + a^T R a), no terminal
-    reward.
+    """s' = A s + B a + transition_std zeta, a = K s + noise_std xi, r = -(s^T Q s + a^T R a), no terminal reward.
 
     Shapes: A [state, state], B [state, action], Q [state, state], R [action, action], K [action, state]. Q
     and R need not be symmetric; only their symmetric parts matter. theta is K row by row. V_t(s) = -s^T P_t s
@@ -226,33 +209,22 @@ class LQG(DifferentiableMDP):
         """The gain, read from theta."""
         return self.theta.view(self.action_dim, self.state_dim)
 
-    def mean(
-        self, s: Float[Tensor, "*batch state"], theta: Float[Tensor, " params"]
-    ) -> Float[Tensor, "*batch action"]:
+    def mean(self, s: State, theta: Params) -> Action:
         """K s, with K read from theta."""
         return s @ theta.view(self.action_dim, self.state_dim).T
 
-    def transition(
-        self,
-        s: Float[Tensor, "*batch state"],
-        a: Float[Tensor, "*batch action"],
-        zeta: Float[Tensor, "*batch state"],
-    ) -> Float[Tensor, "*batch state"]:
+    def transition(self, s: State, a: Action, zeta: State) -> State:
         """A s + B a + transition_std zeta."""
         return s @ self.A.T + a @ self.B.T + self.transition_std * zeta
 
-    def reward(
-        self, s: Float[Tensor, "*batch state"], a: Float[Tensor, "*batch action"]
-    ) -> Float[Tensor, "*batch"]:
+    def reward(self, s: State, a: Action) -> Float[Tensor, "*batch"]:
         """-(s^T Q s + a^T R a)."""
         return -((s @ self.Q) * s).sum(-1) - ((a @ self.R) * a).sum(-1)
 
     def cost_matrices(
-        self, *, horizon: int, gamma: float | int, theta: Float[Tensor, " params"] | None = None
+        self, *, horizon: int, gamma: float | int, theta: Params | None = None
     ) -> Float[Tensor, "{horizon}+1 state state"]:
-        """The symmetric P_t, t = 0..horizon: P_T = 0, P_t = Q + K^T R K + gamma (A + B K)^T P_{t+1} (A + B
-        K).
-        """
+        """The symmetric P_t, t = 0..horizon: P_T = 0, P_t = Q + K^T R K + gamma (A + B K)^T P_{t+1} (A + B K)."""
         check_gamma(gamma)
         if horizon < 0:
             raise ValueError(f"horizon: expected a number >= 0, got {horizon}")
@@ -266,12 +238,12 @@ class LQG(DifferentiableMDP):
 
     def value(
         self,
-        s: Float[Tensor, "*batch state"],
+        s: State,
         t: int,
         *,
         horizon: int,
         gamma: float | int,
-        theta: Float[Tensor, " params"] | None = None,
+        theta: Params | None = None,
     ) -> Float[Tensor, "*batch"]:
         """V_t(s) = -s^T P_t s - c_t; c_t is what the noise costs. Differentiable in s and in theta."""
         self._check_time(t, horizon)
@@ -282,9 +254,7 @@ class LQG(DifferentiableMDP):
             c = self.noise_std**2 * action_cost + gamma * (self.transition_std**2 * torch.trace(P[k + 1]) + c)
         return -((s @ P[t]) * s).sum(-1) - c
 
-    def value_gradient(
-        self, s: Float[Tensor, "*batch state"], t: int, *, horizon: int, gamma: float | int
-    ) -> Float[Tensor, "*batch state"]:
+    def value_gradient(self, s: State, t: int, *, horizon: int, gamma: float | int) -> State:
         """g_t(s) = dV_t/ds = -2 P_t s in closed form, t in 0..horizon (``ValueError`` otherwise)."""
         self._check_time(t, horizon)
         return -2 * s @ self.cost_matrices(horizon=horizon, gamma=gamma)[t]
@@ -299,7 +269,7 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def objective_gradient(
-    mdp: LQG, s0: Float[Tensor, "batch state"], *, horizon: int, gamma: float | int
+    mdp: LQG, s0: Starts, *, horizon: int, gamma: float | int
 ) -> Float[Tensor, "batch params"]:
     """The exact dV_0(s0)/dtheta of each starting state, from the closed-form value: no sampling."""
     return torch.func.vmap(
@@ -311,8 +281,7 @@ def objective_gradient(
 def double_integrator(
     *, dt: float = 0.2, noise_std: float | int = 0.3, transition_std: float | int = 0.0
 ) -> LQG:
-    """A cart on a rail: state (position in m, velocity in m/s), action a force per mass in m/s^2, step ``dt``
-    in s.
+    """A cart on a rail: state (position in m, velocity in m/s), action a force per mass in m/s^2, step ``dt`` in s.
 
     The gain K is stabilising and far from optimal, so that there is something left to learn.
     """

@@ -1,8 +1,7 @@
 """A tabular task with a softmax policy: the discrete contrast, where everything is a finite sum.
 
-States and actions are indices; a state has no gradient and an action no pathwise derivative. What can be
-differentiated is the policy's table and the *distribution* over states: its costate is the value function
-itself.
+States and actions are indices; a state has no gradient and an action no pathwise derivative. What can be differentiated
+is the policy's table and the *distribution* over states: its costate is the value function itself.
 """
 
 from typing import NamedTuple
@@ -17,9 +16,7 @@ from replicate.theory.rollout import check_gamma
 
 
 class Tabular(NamedTuple):
-    """P(s' given s, a) as [state, action, state], r(s, a) as [state, action], logits theta as [state,
-    action].
-    """
+    """P(s' given s, a) as [state, action, state], r(s, a) as [state, action], logits theta as [state, action]."""
 
     P: Float[Tensor, "state action state"]
     r: Float[Tensor, "state action"]
@@ -50,11 +47,10 @@ def values(task: Tabular, *, horizon: int, gamma: float | int) -> Float[Tensor, 
 def belief_return(
     task: Tabular, belief: Float[Tensor, " state"], *, steps: int, gamma: float | int
 ) -> Float[Tensor, ""]:
-    """Return over ``steps`` steps when the *distribution* over states is the state: b' = P_pi^T b, r = b .
-    r_pi.
+    """Return over ``steps`` steps when the *distribution* over states is the state: b' = P_pi^T b, r = b . r_pi.
 
-    This relaxed rollout is deterministic and linear in b, so dG_t/db_t is V_t: the adjoint recursion (6) on
-    beliefs is Bellman's equation.
+    This relaxed rollout is deterministic and linear in b, so dG_t/db_t is V_t: the adjoint recursion (6) on beliefs is
+    Bellman's equation.
     """
     r_pi = (task.pi * task.r).sum(-1)
     P_pi = torch.einsum("sa,sax->sx", task.pi, task.P)
@@ -68,9 +64,7 @@ def belief_return(
 def exact_gradient(
     task: Tabular, start: Float[Tensor, " state"], *, horizon: int, gamma: float | int
 ) -> Float[Tensor, "state action"]:
-    """dJ/dtheta by the policy-gradient theorem, all sums taken: sum_t gamma^t d_t(s) pi(a) (Q_t(s, a) -
-    V_t(s)).
-    """
+    """dJ/dtheta by the policy-gradient theorem, all sums taken: sum_t gamma^t d_t(s) pi(a) (Q_t(s, a) - V_t(s))."""
     V = values(task, horizon=horizon, gamma=gamma)
     P_pi = torch.einsum("sa,sax->sx", task.pi, task.P)
     total, occupancy = torch.zeros_like(task.theta), start
@@ -84,8 +78,10 @@ def exact_gradient(
 def sample(
     task: Tabular, s0: Int[Tensor, " batch"], uniforms: Float[Tensor, "batch horizon two"]
 ) -> tuple[Int[Tensor, "batch times"], Int[Tensor, "batch horizon"], Float[Tensor, "batch horizon"]]:
-    """States, actions and rewards by inverse CDFs from uniforms drawn outside (T+1 states);
-    column 0 picks a_t, column 1 s_{t+1}."""
+    """T+1 states, T actions and rewards by inverse CDFs from uniforms drawn outside.
+
+    Column 0 picks a_t, column 1 s_{t+1}.
+    """
     states, actions = [s0], []
     for u in uniforms.unbind(1):
         s = states[-1]
@@ -109,8 +105,9 @@ def score_function_gradients(
     *,
     gamma: float | int,
 ) -> Float[Tensor, "batch state action"]:
-    """Per trajectory (its states at T+1 times) sum_t gamma^t G_t dlog pi(a_t given s_t)/dtheta, with dlog
-    pi/dtheta_s = onehot(a) - pi(s).
+    """sum_t gamma^t G_t dlog pi(a_t given s_t)/dtheta per trajectory (its states at T+1 times).
+
+    dlog pi/dtheta_s = onehot(a) - pi(s).
     """
     gradient = rewards.new_zeros(len(rewards), *task.theta.shape)
     G = torch.zeros_like(rewards[:, 0])
@@ -126,8 +123,7 @@ def score_function_gradients(
 def expected_group_factor(
     p: float, *, group: int, baseline: str = "mean", scale: str = "std", eps: float = 1e-4
 ) -> float:
-    """E[group gradient] / grad p for rewards that are 1 with probability p and 0 otherwise: an exact finite
-    sum.
+    """E[group gradient] / grad p for rewards that are 1 with probability p and 0 otherwise: an exact finite sum.
 
     The group holds k ~ Binomial(G, p) successes; given its reward a completion's mean score is grad p / p or
     -grad p / (1 - p), so E = grad p sum_k P(k) [A_1(k) (k/G) / p - A_0(k) (1 - k/G) / (1 - p)], A_1 and A_0
@@ -156,11 +152,9 @@ def kl_divergence(p: Float[Tensor, " action"], q: Float[Tensor, " action"]) -> F
 def expected_k3_gradient(
     logits: Float[Tensor, " action"], reference: Float[Tensor, " action"]
 ) -> Float[Tensor, " action"]:
-    """E_{a ~ pi}[grad k3(a)] over the logits: the gradient a policy-gradient loss really takes of its KL
-    term.
+    """E_{a ~ pi}[grad k3(a)] over the logits: the gradient a policy-gradient loss really takes of its KL term.
 
-    The samples' law is not differentiated. All actions are summed over. k3 = x - 1 - log x with x = pi_ref /
-    pi.
+    The samples' law is not differentiated. All actions are summed over. k3 = x - 1 - log x with x = pi_ref / pi.
     """
     sampling = torch.softmax(logits, -1).detach()
 

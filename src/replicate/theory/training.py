@@ -78,8 +78,8 @@ def train(
 ) -> tuple[Float[Tensor, " evaluations"], Float[Tensor, "evaluations seeds"], Float[Tensor, "seeds params"]]:
     """Adam, ascending ``objective``; returns (trajectories seen, J on fixed evaluation noise, last theta).
 
-    ``starts(n, generator)`` draws n starting states. Every update sees ``prompts`` of them, ``group``
-    trajectories each. J is the mean return of 128 trajectories, the same for all seeds and evaluations.
+    ``starts(n, generator)`` draws n starting states. Every update sees ``prompts`` of them, ``group`` trajectories
+    each. J is the mean return of 128 trajectories, the same for all seeds and evaluations.
     """
     theta = mdp.theta.expand(seeds, -1).clone()
     optimiser = torch.optim.Adam([theta], lr=learning_rate, maximize=True)
