@@ -52,6 +52,7 @@ def test_the_sessions_ladder_climbs(ladder, prompts):
         ([0, 2, 1, 2], 2),  # up, down, up: by J, not by where it stands
         ([1, 0, 2, 1], 1),  # first and last are nearest half-way themselves
         ([2, 0, 1, 2], 2),
+        ([0, 1, 2, 0, 0], 3),  # half-way between the ends, not between the extremes
         ([0, 2, 2, 0], 1),  # none but the ends is near: the earliest of the inner ones
     ],
 )

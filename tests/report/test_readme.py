@@ -41,6 +41,12 @@ def test_only_what_stands_between_markers_changes():
     assert readme.fill(filled, {"run": r"new \1"}) == filled
 
 
+def test_a_block_may_stand_in_two_places():
+    place = "<!-- run:start -->\nold\n<!-- run:end -->"
+    filled = readme.fill(f"{place} between {place}", {"run": "new"})
+    assert filled == f"{place} between {place}".replace("old", "new")
+
+
 @pytest.mark.parametrize(
     "text",
     [
