@@ -74,7 +74,7 @@ def test_dockerfile_takes_the_lock_a_numeric_user_and_any_base():
 
 def test_ci_runs_the_readmes_test_command_and_what_that_leaves_out():
     commands = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert {"make test", "make lint", "make test-packaging"} <= set(commands)
+    assert {"make test", "make lint", "make test-packaging", "make test-smoke"} <= set(commands)
     assert "\nmake test\n" in (ROOT / "README.md").read_text()
 
 
