@@ -19,7 +19,7 @@ from replicate.runs import jobs, paths, provenance
 from replicate.runs.jobs import EXPERIMENTS, Experiment
 from replicate.runs.params import ScaleParameters
 from replicate.runs.store import Damaged, Store, key_of
-from replicate.runs.workers import attempt, one_line, run_each
+from replicate.runs.workers import attempt, error_line, run_each
 
 Answer = tuple[dict[int, dict[str, Any]], dict[str, Any]]
 """What comes back from a unit of work: results by seed, and who computed them."""
@@ -200,7 +200,7 @@ def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):
         try:
             yield unit, *ray.get(ready)
         except ray.exceptions.RayError as error:  # the worker died; the other jobs go on
-            yield unit, None, one_line(error)
+            yield unit, None, error_line(error)
 
 
 def _work(unit: Unit) -> Answer:
