@@ -4,12 +4,15 @@ Each complaint is a line that names the parameter, what was expected, what was f
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replicate.checks import one_of
+from replicate.files import require_writable
 from replicate.runs import paths
 from replicate.runs.params import ScaleParameters, layer_complaint, located, one_line
 from replicate.runs.strict_yaml import shown
@@ -53,10 +56,9 @@ def require_notebooks(only: Sequence[str] = ()) -> None:
 
 def require_engine(engine: str) -> None:
     """Raises ``ValueError`` for an engine that does not exist or is not installed."""
-    if engine not in ("local", "ray"):
-        raise ValueError(f"--engine {shown(engine)}: expected local or ray")
+    one_of("engine", engine, ("local", "ray"))
     if engine == "ray" and find_spec("ray") is None:
-        raise ValueError("--engine ray: not installed; pip install ray, or use --engine local")
+        raise ValueError("engine: expected one that is installed, got 'ray'; pip install ray, or use 'local'")
 
 
 def _raise(where: str, complaints: Sequence[str] | Iterator[str]) -> None:
@@ -75,13 +77,11 @@ def _writable(name: str, folder: str, keep: bool) -> Iterator[str]:
     try:
         path = paths.resolve(folder)
         made = [p for p in (path, *path.parents) if not p.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(b"probe")
+        require_writable(path)
         for empty in () if keep else made:
             empty.rmdir()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) else error
         yield f"{name}: cannot write to {shown(folder, 100)} ({reason}); name a folder that can be written"
 
 
@@ -162,15 +162,7 @@ def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int | N
         return
     if longest is not None and length > longest:
         yield f"FILLER: expected prompts of at most {longest} tokens, the model's context, got {length}; lower FILLER"
-    if _pool_size(here, checkpoint) == 0:
-        got = f"{params.POOL_PROMPTS} drawn and none left"
-        yield f"POOL_PROMPTS: expected some that are not held out, got {got}; raise FILLER or lower EVAL_PROMPTS"
-
-
-def _pool_size(params: ScaleParameters, checkpoint: "Checkpoint") -> int:
-    from replicate.runs import jobs
-
     try:
-        return len(jobs.prompts(params, checkpoint, "pool"))
-    except Exception:  # selecting nothing may fail in any way; whatever it is, every job would meet it
-        return 0
+        jobs.prompts(here, checkpoint, "pool")
+    except ValueError as error:
+        yield str(error)
