@@ -16,7 +16,8 @@ export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: reproduce test test-fast test-elsewhere test-ladders-elsewhere test-seeds elsewhere lab lint notebooks bench setup
+.PHONY: reproduce setup test test-fast test-packaging test-smoke test-elsewhere test-ladders-elsewhere test-seeds \
+	elsewhere lab lint notebooks bench
 
 setup: $(READY)
 
@@ -45,7 +46,15 @@ test: $(READY)-peers
 test-fast: $(READY)-peers
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests
 
-# The same under other kernels, which stand for another machine: other weights, the same verdicts.
+# True of the environment that the lock files make, and of no other: no part of `make test`.
+test-packaging: $(READY)-peers
+	$(BIN)/python -m pytest -m lock tests/test_packaging.py
+
+# The main job as a command, killed in the middle and started again.
+test-smoke: $(READY)
+	$(BIN)/python -m pytest -m smoke tests/runs/test_smoke.py
+
+# `make test` under other kernels, which stand for another machine: other weights, the same verdicts.
 test-elsewhere: export REPLICATE_KERNELS = stand-in
 test-elsewhere: $(READY)-peers
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests

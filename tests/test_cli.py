@@ -143,7 +143,7 @@ def test_a_run_that_cannot_end_well_says_so_before_the_jobs(capsys, monkeypatch,
     assert "--only '99': no such notebook; there are 00_" in refused(
         capsys, monkeypatch, *run, "--only", "99"
     )
-    assert "--engine 'slurm': expected local or ray" in refused(
+    assert "engine: expected one of ('local', 'ray'), got 'slurm'" in refused(
         capsys, monkeypatch, *run, "--engine", "slurm"
     )
     monkeypatch.setattr("replicate.runs.paths.notebooks", lambda: tiny / "notebooks")

@@ -283,6 +283,30 @@ print(path.read_text(), os.listdir(path.parent))
 
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="unshare is not installed")
+def test_a_full_disk_is_named_before_any_work(tmp_path):
+    """Where a file can be made, of no bytes."""
+    script = (
+        LOAD
+        + """
+try:
+    files.write_text(path.parent / "fill", "new" * 1000000)
+except OSError:
+    handle = open(path.parent / "fill", "wb", buffering=0)
+    while handle.write(bytes(4096)) == 4096 and os.statvfs(path.parent).f_bfree:
+        pass
+open(path.parent / "empty", "w").close()
+try:
+    files.require_writable(path.parent)
+except OSError as error:
+    print(error, sorted(os.listdir(path.parent)))
+"""
+    )
+    (line,) = mounted(tmp_path, "size=2m", script).stdout.strip().splitlines()
+    assert "No space left" in line
+    assert line.endswith("['empty', 'fill']")
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="unshare is not installed")
 def test_a_read_only_folder_is_named_before_any_work(tmp_path):
     script = (
         LOAD

@@ -1,6 +1,10 @@
-"""Notebooks as committed: executed once from top to bottom, compared by nbval, clean of noise, in the house form."""
+"""Notebooks as committed: executed once from top to bottom, compared by nbval, clean of noise, in the house form.
+
+``python tests/test_notebooks.py FILE...`` asks the same of single notebooks: the hook before a commit does so.
+"""
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -10,9 +14,13 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+def opened(path):
+    return path, nbformat.read(path, 4)
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
 def notebook(request):
-    return request.param, nbformat.read(request.param, 4)
+    return opened(request.param)
 
 
 def code(book):
@@ -89,3 +97,48 @@ def test_a_long_parameter_cell_opens_folded(notebook):
     _, book = notebook
     (cell,) = [c for c in code(book) if "parameters" in c.metadata.get("tags", [])]
     assert (len(cell.source.splitlines()) > 10) == bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+
+
+ASKED = (
+    test_executed_once_from_top_to_bottom,
+    test_compared_outputs_are_there,
+    test_no_errors_no_timings_no_paths,
+    test_stderr_only_where_it_is_not_compared,
+    test_opens_with_its_claim_and_closes_with_its_verdict,
+    test_opening_a_notebook_changes_nothing,
+    test_a_long_parameter_cell_opens_folded,
+)
+
+
+def faults(path):
+    """What the notebook at ``path`` does not pass of the tests above, a line each."""
+    for test in ASKED:
+        try:
+            test(opened(path))
+        except AssertionError:
+            yield f"{path}: fails {test.__name__}"
+
+
+def test_every_question_is_asked_of_single_files_too():
+    taking_a_notebook = [
+        f for name, f in globals().items() if name.startswith("test_") and "notebook" in parameters(f)
+    ]
+    assert list(ASKED) == taking_a_notebook
+
+
+def parameters(function):
+    return function.__code__.co_varnames[: function.__code__.co_argcount]
+
+
+def test_a_single_file_that_was_not_executed_is_named(tmp_path):
+    fine, book = opened(NOTEBOOKS[1])
+    assert list(faults(fine)) == []
+    code(book)[-1].execution_count = None
+    nbformat.write(book, tmp_path / fine.name)
+    assert list(faults(tmp_path / fine.name)) == [
+        f"{tmp_path / fine.name}: fails test_executed_once_from_top_to_bottom"
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit("\n".join(line for name in sys.argv[1:] for line in faults(Path(name))) or 0)

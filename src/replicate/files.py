@@ -89,8 +89,11 @@ def require_writable(folder: str | os.PathLike) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part, descriptor = _new_part(folder / "writable")
-        os.close(descriptor)
-        os.unlink(part)
+        try:
+            os.write(descriptor, b"probe")  # a full disk may let a file be made and nothing be written
+        finally:
+            os.close(descriptor)
+            os.unlink(part)
     except OSError as error:
         raise OSError(error.errno, f"no files can be made here ({error.strerror})", str(folder)) from None
 

@@ -1,10 +1,14 @@
-"""The README's generated blocks: what ran where and how long, and nothing outside the markers."""
+"""The README's generated blocks: made from the results alone, each in its place, and nothing outside the markers."""
 
 import json
+import re
+import sys
 
 import pytest
 
+from replicate import cli
 from replicate.report import readme
+from replicate.report import verdicts as ledger
 
 PROVENANCE = {
     "ladder": "tiny ladder",
@@ -32,8 +36,126 @@ def test_what_ran_where_and_how_long(tmp_path, mixed, said):
 
 def test_only_what_stands_between_markers_changes():
     text = "before <!-- run:start -->\nold\n<!-- run:end --> after"
-    assert (
-        readme.fill(text, {"run": r"new \1"}) == "before <!-- run:start -->\nnew \\1\n<!-- run:end --> after"
-    )
-    with pytest.raises(ValueError, match="no block named claims"):
-        readme.fill(text, {"claims": "x"})
+    filled = readme.fill(text, {"run": r"new \1"})
+    assert filled == "before <!-- run:start -->\nnew \\1\n<!-- run:end --> after"
+    assert readme.fill(filled, {"run": r"new \1"}) == filled
+
+
+def test_a_block_may_stand_in_two_places():
+    place = "<!-- run:start -->\nold\n<!-- run:end -->"
+    filled = readme.fill(f"{place} between {place}", {"run": "new"})
+    assert filled == f"{place} between {place}".replace("old", "new")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no marker at all",
+        "<!-- claims:start -->\nnever ends <!-- run:start -->\n<!-- run:end -->",
+        "<!-- run:start -->\n<!-- run:end --> never began <!-- claims:end -->",
+        "<!-- claims:end -->\nback to front <!-- claims:start -->\n",
+    ],
+)
+def test_a_block_without_its_place_is_named(text):
+    with pytest.raises(ValueError, match="README: no block named claims"):
+        readme.fill(text, {"claims": "x", "run": "y"})
+
+
+@pytest.mark.parametrize("marker", ["start", "end"])
+def test_a_place_that_nobody_fills_is_named(marker):
+    """Else its text would stay what it was for ever, and look generated."""
+    text = f"<!-- run:start -->\n<!-- run:end -->\n<!-- times:{marker} -->\n"
+    with pytest.raises(ValueError, match=r"README: expected blocks out of \('run',\), got times"):
+        readme.fill(text, {"run": "y"})
+
+
+README = """# Title, `typed` by hand
+<!-- run:start -->
+<!-- run:end -->
+<!-- claims:start -->
+old claims
+<!-- claims:end -->
+between
+<!-- benchmarks:start -->
+<!-- benchmarks:end -->
+The end."""
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A README and what it is made from."""
+    verdicts = ledger.Verdicts("06_gap", "toy MDPs")
+    verdicts.check("large", kind="paper", where="(6)", quantity="error", value=2.0, below=1.0)
+    verdicts.check("small", kind="ours", where="(6)", quantity="error", value=0.5, below=1.0)
+    results = tmp_path / "results" / "cpu"
+    verdicts.save(results / "verdicts")
+    verdicts.save(results.parent / "elsewhere" / "native-seed1" / "verdicts")
+    (results / "provenance.json").write_text(json.dumps(PROVENANCE))
+    (results.parent / "benchmarks").mkdir()
+    table = {"title": "Times", "columns": ["what", "s"], "rows": [["step", "0.5"]]}
+    (results.parent / "benchmarks" / "a.json").write_text(json.dumps(table))
+    (tmp_path / "README.md").write_text(README)
+    return tmp_path / "README.md", results
+
+
+def test_the_page_is_made_from_the_results_and_made_again_is_the_same(published):
+    page, results = published
+    text = readme.render(page, results)
+    for piece in (
+        "| the paper's |  |  |  | 1 |  |",
+        "2 checkpoints",
+        "Times\n\n| what | s |\n|---|---|\n| step | 0.5 |",
+    ):
+        assert piece in text
+    assert "In all 1 runs recorded" in text
+    assert "large" in text  # what needs a word
+    assert "small" not in text
+    assert "old claims" not in text
+    outside = [
+        re.sub(r"(\w+:start -->\n).*?(<!-- \w+:end)", r"\1\2", t, flags=re.DOTALL) for t in (README, text)
+    ]
+    assert outside[0] == outside[1]
+    assert page.read_text() == README  # nothing is written here
+    page.write_text(text)
+    assert readme.render(page, results) == text
+
+
+@pytest.mark.parametrize("name", ["claims", "run", "benchmarks"])
+def test_a_page_that_lacks_a_block_is_refused(published, name):
+    page, results = published
+    page.write_text(README.replace(f"<!-- {name}:start -->\n", ""))
+    with pytest.raises(ValueError, match=f"no block named {name}"):
+        readme.render(page, results)
+
+
+def test_results_without_verdicts_are_named(published):
+    page, results = published
+    for path in (results / "verdicts").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=f"{results}: no verdicts"):
+        readme.render(page, results)
+
+
+def report(monkeypatch, capsys, published, *options):
+    """The status of ``replicate report`` and what it says of each page."""
+    page, results = published
+    claims = page.with_name("CLAIMS.md")
+    command = ["replicate", "report", "--readme", page, "--results", results, "--claims", claims, *options]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    said = [line.split(": ")[-1] for line in capsys.readouterr().out.splitlines()]
+    return status.value.code or 0, said
+
+
+def test_stale_pages_are_said_then_rewritten_then_up_to_date(published, monkeypatch, capsys):
+    page, _ = published
+    assert report(monkeypatch, capsys, published, "--check") == (1, ["out of date", "out of date"])
+    assert page.read_text() == README
+    assert not page.with_name("CLAIMS.md").exists()
+    assert report(monkeypatch, capsys, published) == (0, ["rewritten", "rewritten"])
+    assert report(monkeypatch, capsys, published, "--check") == (0, ["up to date", "up to date"])
+    page.write_text(page.read_text().replace("0.5 |", "0.4 |"))  # a number changed by hand
+    assert report(monkeypatch, capsys, published, "--check") == (1, ["out of date", "up to date"])
+    assert report(monkeypatch, capsys, published) == (0, ["rewritten", "up to date"])
+    assert "0.5 |" in page.read_text()

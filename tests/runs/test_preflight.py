@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from replicate import files
 from replicate.runs import preflight
 from replicate.runs.params import ScaleParameters
 
@@ -85,7 +86,7 @@ def test_prompts_that_this_tokenizer_cannot_make(folder):
 
 @pytest.mark.parametrize("ladder_of", ["tiny", "ladder"])
 def test_a_pool_with_nothing_left(folder, ladder_of):
-    refused("POOL_PROMPTS: expected some that are not held out.*; raise FILLER", LADDER=ladder_of, FILLER=0)
+    refused("POOL_PROMPTS: all 32 prompts drawn are held out", LADDER=ladder_of, FILLER=0)
     require(LADDER=ladder_of, FILLER=0, EVAL_PROMPTS=2, MEASURE_PROMPTS=2)  # four texts, two of them held out
     require(LADDER=ladder_of, FILLER=1)
 
@@ -110,11 +111,13 @@ def test_folders_that_cannot_be_written(home):
 
 
 def test_a_full_disk_shows(home, monkeypatch):
-    def full(**_):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preflight.tempfile, "TemporaryFile", full)
-    refused("RUN_DIR: cannot write to 'run' .No space left on device.")
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "write", full)
+        refused("RUN_DIR: cannot write to 'run' .No space left on device.")
+    assert list((home / "run").iterdir()) == []
 
 
 def test_a_check_leaves_nothing_behind_a_run_keeps_its_folder(home):
@@ -140,14 +143,14 @@ def test_notebooks_and_engines_that_are_not_there(home, monkeypatch):
     with pytest.raises(ValueError, match="--only '99': no such notebook; there are 00_start_here"):
         preflight.require_notebooks(["00", "99"])
     preflight.require_engine("local")
-    with pytest.raises(ValueError, match="--engine 'slurm': expected local or ray"):
+    with pytest.raises(ValueError, match=r"engine: expected one of \('local', 'ray'\), got 'slurm'"):
         preflight.require_engine("slurm")
     monkeypatch.setattr(preflight, "find_spec", lambda name: None if name in ("papermill", "ray") else name)
     with pytest.raises(
         ValueError, match="papermill not installed; pip install papermill, or use `replicate sweep`"
     ):
         preflight.require_notebooks()
-    with pytest.raises(ValueError, match="--engine ray: not installed; pip install ray"):
+    with pytest.raises(ValueError, match=r"engine: .* installed, got 'ray'; pip install ray"):
         preflight.require_engine("ray")
 
 

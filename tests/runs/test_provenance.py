@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 
@@ -77,37 +78,107 @@ def test_the_ladders_training_is_part_of_it(params, spec, home, moved):
     assert found["mixed"] == ["commit"]
 
 
-def test_a_published_run_replaces_the_old_one_whole(params, home, monkeypatch):
-    monkeypatch.setattr(papermill, "execute", lambda *_, **__: {})
-    run = main_job.main_job(params, workers=1).folder
-    for name in ("figures", "verdicts"):
-        (run / name).mkdir()
-        (run / name / "a.csv").write_text("new")
-    results = home / "results" / "cpu"
-    results.mkdir(parents=True)
-    (results / "old").write_text("old")
-    copy, monkeys = shutil.copytree, []
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A source tree under version control, of which this module is a file; runs git there."""
+    tree = tmp_path / "tree"
+    module = tree / "src" / "replicate" / "runs" / "provenance.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
 
-    def dying(*args, **options):
-        if monkeys:
-            raise KeyboardInterrupt
-        monkeys.append(copy(*args, **options))
+    def git(*words):
+        done = subprocess.run(["git", *who, *words], cwd=tree, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
-    monkeypatch.setattr(shutil, "copytree", dying)
-    with pytest.raises(KeyboardInterrupt):
-        main_job.publish_run(run, results)
-    assert [p.name for p in results.iterdir()] == ["old"]
-    monkeypatch.setattr(shutil, "copytree", copy)
-    main_job.publish_run(run, results)
-    assert {p.name for p in results.iterdir()} == {"figures", "tables", "verdicts", "provenance.json"}
-    assert [p.name for p in results.parent.iterdir()] == ["cpu"]
+    provenance._commit.cache_clear()
+    yield module, git
+    provenance._commit.cache_clear()
 
 
-def test_a_run_whose_jobs_all_failed_still_executes_its_notebooks(params, home, monkeypatch):
-    monkeypatch.setattr(papermill, "execute", lambda *_, **__: {"01_fine": None})
-    for weights in (home / "ladder").rglob("model.safetensors"):
-        weights.unlink()
-    outcome = main_job.main_job(params, workers=1)
-    assert outcome.notebooks == {"01_fine": None}
-    assert len(outcome.problems()) == 7  # three checkpoints, two experiments, no tables
-    assert outcome.problems()[-1].startswith("tables: ")
+def test_the_commit_is_that_of_the_source_tree_and_changes_are_marked(checkout):
+    """A plus says that nobody else has the code that made these numbers."""
+    module, git = checkout
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    (module.parent / "untracked").write_text("a run's results change nothing")
+    assert provenance.environment()["commit"] == git("rev-parse", "HEAD")
+    module.write_text("changed")
+    # The process imported its code before: what is committed later is not what computes.
+    assert provenance.environment()["commit"] == git("rev-parse", "HEAD")
+    provenance._commit.cache_clear()
+    assert provenance.environment()["commit"] == git("rev-parse", "HEAD") + "+"
+
+
+def test_outside_a_checkout_there_is_no_commit(checkout, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(checkout[0].parents[3].parent))
+    assert provenance.environment()["commit"] is None
+
+
+def test_without_git_there_is_no_commit(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance.environment()["commit"] is None
+
+
+def test_a_stage_counts_again_and_when_it_fails(monkeypatch):
+    ticks = iter([0.0, 2.0, 10.0, 13.0])
+    monkeypatch.setattr(provenance.time, "perf_counter", lambda: next(ticks))
+    clock = provenance.Clock()
+    with clock.stage("jobs"):
+        pass
+    with pytest.raises(KeyError), clock.stage("jobs"):
+        raise KeyError
+    assert clock.seconds == {"jobs": 5.0}
+
+
+MATTER = ("commit", "versions", "kernels", "processor", "cores", "accelerator", "threads")
+
+
+def origin(**differs):
+    """An origin as a record has it."""
+    common = dict.fromkeys(MATTER, "same")
+    return {**common, "finished": "2026-01-02", "wall_seconds": 1.25, **differs}
+
+
+@pytest.mark.parametrize("aspect", MATTER)
+def test_any_aspect_that_differs_is_counted_and_said(aspect):
+    origins = [
+        origin(),
+        origin(**{aspect: "other"}),
+        origin(finished="2026-01-01"),
+        origin(finished="2026-01-03"),
+    ]
+    found = provenance.gather(origins)
+    assert found[aspect] == {"same": 3, "other": 1}
+    assert (found["records"], found["wall_seconds"]) == (4, 5.0)
+    assert found["finished"] == ["2026-01-01", "2026-01-03"]
+    assert provenance.mixed(origins) == [aspect]
+
+
+def test_versions_are_compared_by_what_they_say():
+    """In whatever order the libraries stand, and with one that was not installed left out."""
+    one, two = {"torch": "1", "numpy": "2", "ray": None}, {"numpy": "2", "torch": "1"}
+    assert provenance.mixed([origin(versions=one), origin(versions=two)]) == []
+    assert provenance.mixed([origin(versions=one), origin(versions={**two, "torch": "3"})]) == ["versions"]
+
+
+def test_no_records_are_no_origin():
+    found = provenance.gather([])
+    assert (found["records"], found["wall_seconds"], found["finished"]) == (0, 0, [])
+    assert provenance.mixed([]) == []
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"origin": null}'])
+def test_somebody_elses_ladder_has_no_origin_and_is_described_all_the_same(params, home, text):
+    note = home / "ladder" / "parameters.json"
+    note.unlink()
+    if text is not None:
+        note.write_text(text)
+    found = described(params)
+    assert found["ladder_origin"] is None
+    assert found["mixed"] == []
+    assert found["jobs"]["records"] == 0
+    assert found["parameters"] == params.model_dump()
+    assert found["checkpoints"] == {c.name: c.sha for c in jobs.ladder(params)}

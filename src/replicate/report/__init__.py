@@ -1,1 +1,1 @@
-"""What is said of the records: verdicts, statistics and figures."""
+"""What is said of the records: verdicts, pages and figures."""

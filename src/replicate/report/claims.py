@@ -60,14 +60,6 @@ def _map_row(table: Verdicts, r: Verdict, notebooks: str, extra: tuple[str, ...]
     return markdown.row(r.where, r.claim, verdict, _asked(r), asked_criterion(r), *extra, r.source, link)
 
 
-def counts(tables: list[Verdicts], *, kinds: Collection[Kind] = ("paper", "background", "ours")) -> str:
-    """A Markdown table of how many claims of these kinds got which verdict, by notebook, and the sums."""
-    rows = [(t.notebook, _tally(_claims(t, kinds))) for t in tables]
-    rows = [(name, numbers) for name, numbers in rows if any(numbers)]
-    rows.append(("all", [sum(column) for column in zip(*(numbers for _, numbers in rows), strict=True)]))
-    return markdown.head("notebook", *VOCABULARY, numbers=len(VOCABULARY)) + _numbers(rows)
-
-
 def whose(tables: list[Verdicts]) -> str:
     """A Markdown table of the verdicts counted by whose claim it is, the paper's first."""
     rows = [

@@ -54,7 +54,12 @@ def benchmark_block(folder: Path) -> str:
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
-    """``text`` with the contents between ``<!-- NAME:start -->`` and ``<!-- NAME:end -->`` replaced."""
+    """``text`` with the contents between ``<!-- NAME:start -->`` and ``<!-- NAME:end -->`` replaced.
+
+    ``ValueError`` names a block that ``text`` has no place for, and a place that nobody fills.
+    """
+    if unknown := sorted(set(re.findall(r"<!-- (\w+):(?:start|end) -->", text)) - set(blocks)):
+        raise ValueError(f"README: expected blocks out of {tuple(blocks)}, got {unknown[0]}")
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         if not pattern.search(text):

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from replicate.checks import one_of
 from replicate.files import write_text
 from replicate.report import markdown
 
@@ -38,12 +39,8 @@ VOCABULARY = (
     "not testable here",
 )
 
-
 Kind = Literal["paper", "background", "ours", "control"]
-
-
 Polarity = Literal["supports", "refutes", "empties"]
-
 
 WHOSE: dict[Kind, str] = {
     "paper": "the paper's",
@@ -52,14 +49,12 @@ WHOSE: dict[Kind, str] = {
     "control": "control",
 }
 
-
 # What the column "met" says when the criterion is met, and when it is missed.
 _MET: dict[Polarity, tuple[str, str]] = {
     "supports": ("PASS", "FAIL"),
     "refutes": ("refuted", "not refuted"),
     "empties": ("says nothing", "binds"),
 }
-
 
 # And what stands before the criterion.
 _ASKED: dict[Polarity, str] = {"supports": "", "refutes": "refuted if ", "empties": "says nothing if "}
@@ -185,9 +180,10 @@ class Verdicts:
         self, claim: str, *, kind: str, where: str, because: str, source: str | None = None
     ) -> None:
         """Records a claim that these parameters cannot test, and the reason."""
+        one_of("kind", kind, get_args(Kind))
         row = Verdict(
             claim=claim,
-            kind=_kind(kind),
+            kind=kind,
             where=where,
             quantity=because,
             value=None,
@@ -215,9 +211,9 @@ class Verdicts:
     ) -> None:
         if below is None and above is None:
             raise ValueError(f"check of {claim!r}: expected a bound below= or above=, got neither")
-        for word in words:
-            if word not in VOCABULARY and kind != "control":
-                raise ValueError(f"verdict: expected one of {VOCABULARY}, got {word!r}")
+        one_of("kind", kind, get_args(Kind))
+        for word in () if kind == "control" else words:
+            one_of("verdict", word, VOCABULARY)
         # Plain Python numbers: a table is saved as JSON, and tensors or numpy's numbers are welcome.
         value, below, above = (None if number is None else float(number) for number in (value, below, above))
         passed = (
@@ -228,7 +224,7 @@ class Verdicts:
         )
         row = Verdict(
             claim=claim,
-            kind=_kind(kind),
+            kind=kind,
             where=where,
             quantity=quantity,
             value=value if math.isfinite(value) else None,
@@ -301,15 +297,10 @@ def _bound(bound: float) -> str:
 
 
 def number(r: Verdict) -> str:
+    """What was measured, in the backquotes that nbval passes over; a dash where nothing was asked of a number."""
     if r.criterion == "-":
         return "-"
     return "not finite" if r.value is None else f"`{r.value:.3g}`"
-
-
-def _kind(kind: str) -> Kind:
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind: expected one of {get_args(Kind)}, got {kind!r}")
-    return kind
 
 
 def cell_number() -> int | None:

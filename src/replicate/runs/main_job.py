@@ -83,7 +83,7 @@ def describe(params: ScaleParameters, ladder: Ladder, clock: provenance.Clock) -
 def publish_run(run: Path, results: Path) -> None:
     """Copies what is small of a finished run (figures, tables, verdicts, provenance) into ``results``.
 
-    The old results stay until the new ones are there whole.
+    The old results stay until the new ones are there whole, and come back if these cannot take their place.
     """
     wanted = ("figures", "tables", "verdicts", "provenance.json")
     if missing := [name for name in wanted if not (run / name).exists()]:
@@ -96,6 +96,21 @@ def publish_run(run: Path, results: Path) -> None:
             skip = shutil.ignore_patterns("*.pdf", "*.parquet", "updates.*", ".*")
             shutil.copytree(run / name, new / name, ignore=skip)
         shutil.copy(run / wanted[-1], new)
-        if results.exists():
-            results.rename(Path(scratch) / "old")
-        new.rename(results)
+        _replace_folder(results, new, aside=Path(scratch) / "old")
+
+
+def _replace_folder(folder: Path, new: Path, *, aside: Path) -> None:
+    """Renames ``new`` to ``folder``, and an old ``folder`` to ``aside``, from where it comes back if that fails.
+
+    Python knows no exchange of two folders: for an instant there is neither. A kill at that moment leaves both, whole,
+    in the parent folder of ``aside``.
+    """
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(aside)
+    try:
+        new.rename(folder)
+    finally:
+        if not folder.exists():
+            aside.rename(folder)

@@ -59,7 +59,7 @@ class NotebookRun:
     def finish(self) -> Verdicts:
         """Saves the verdicts under the run's ``verdicts/`` and returns the table, for the last cell to show.
 
-        Raises :class:`~replicate.report.claims.ControlFailed` if a control passed what it should reject.
+        Raises :class:`~replicate.report.verdicts.ControlFailed` if a control passed what it should reject.
         """
         self.verdicts.save(self.folder / "verdicts")
         self.verdicts.require_controls()

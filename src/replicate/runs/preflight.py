@@ -4,21 +4,22 @@ Each complaint is a line that names the parameter, what was expected, what was f
 """
 
 import json
+import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replicate.checks import one_of
+from replicate.files import require_writable
 from replicate.runs import paths
 from replicate.runs.params import ScaleParameters, layer_complaint, located, one_line
 from replicate.runs.strict_yaml import shown
 
 if TYPE_CHECKING:
     from replicate.ladder.checkpoints import Checkpoint, Ladder
-
-# With fewer filler words the held-out prompts may be all there are.
-_FEW_WORDS = 4
 
 
 def require(params: ScaleParameters, *, where: str, keep: bool = True) -> None:
@@ -53,10 +54,9 @@ def require_notebooks(only: Sequence[str] = ()) -> None:
 
 def require_engine(engine: str) -> None:
     """Raises ``ValueError`` for an engine that does not exist or is not installed."""
-    if engine not in ("local", "ray"):
-        raise ValueError(f"--engine {shown(engine)}: expected local or ray")
+    one_of("engine", engine, ("local", "ray"))
     if engine == "ray" and find_spec("ray") is None:
-        raise ValueError("--engine ray: not installed; pip install ray, or use --engine local")
+        raise ValueError("engine: expected one that is installed, got 'ray'; pip install ray, or use 'local'")
 
 
 def _raise(where: str, complaints: Sequence[str] | Iterator[str]) -> None:
@@ -75,13 +75,11 @@ def _writable(name: str, folder: str, keep: bool) -> Iterator[str]:
     try:
         path = paths.resolve(folder)
         made = [p for p in (path, *path.parents) if not p.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(b"probe")
+        require_writable(path)
         for empty in () if keep else made:
             empty.rmdir()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) else error
         yield f"{name}: cannot write to {shown(folder, 100)} ({reason}); name a folder that can be written"
 
 
@@ -100,9 +98,8 @@ def _device(params: ScaleParameters) -> Iterator[str]:
 
 def _ladder(params: ScaleParameters) -> Iterator[str]:
     if params.LADDER == "tiny":
-        if params.FILLER < _FEW_WORDS:
-            with tempfile.TemporaryDirectory() as folder:
-                yield from _prompts(params, _tiny_checkpoint(Path(folder)))
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _prompts(params, _tiny_checkpoint(Path(folder)), params.TINY_CONTEXT)
         return
     from replicate.ladder.checkpoints import open_ladder
 
@@ -122,7 +119,7 @@ def _model(params: ScaleParameters, ladder: "Ladder") -> Iterator[str]:
         return
     if complaint := layer_complaint(params, config["num_hidden_layers"]):
         yield complaint
-    length = config.get("max_position_embeddings")
+    length = config.get("max_position_embeddings", sys.maxsize)
     for checkpoint in ladder:
         try:
             checkpoint.tokenizer()
@@ -148,8 +145,9 @@ def _tiny_checkpoint(folder: Path) -> "Checkpoint":
     return checkpoints.Checkpoint("tiny", 1, 0, 0, 0, folder)
 
 
-def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int | None = None) -> Iterator[str]:
+def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int) -> Iterator[str]:
     """Draws the prompts that the jobs will draw."""
+    from replicate.rl import tasks
     from replicate.runs import jobs
 
     here = params.model_copy(update={"DEVICE": "cpu"})
@@ -158,18 +156,10 @@ def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int | N
     except ValueError as error:
         yield f"LABELS, FILLER: these prompts cannot be made with this ladder ({error})"
         return
-    if longest is not None and length > longest:
-        yield f"FILLER: expected prompts of at most {longest} tokens, the model's context, got {length}; lower FILLER"
-    if _pool_size(here, checkpoint) == 0:
-        got = f"{params.POOL_PROMPTS} drawn and none left"
-        yield f"POOL_PROMPTS: expected some that are not held out, got {got}; raise FILLER or lower EVAL_PROMPTS"
-
-
-def _pool_size(params: ScaleParameters, checkpoint: "Checkpoint") -> int:
-    from replicate.runs import prompts
-    from replicate.settings.task import Task
-
+    if length + tasks.get(params.TASK).HORIZON > longest:
+        fits = f"expected prompts that fit into the model's context of {longest} tokens with their answers"
+        yield f"FILLER: {fits}, got {length} tokens; lower FILLER"
     try:
-        return len(prompts.pool(params.section(Task), params.POOL_PROMPTS, checkpoint, "cpu"))
-    except Exception:  # selecting nothing may fail in any way; whatever it is, every job would meet it
-        return 0
+        jobs.pool(here, checkpoint)
+    except ValueError as error:
+        yield str(error)

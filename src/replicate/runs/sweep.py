@@ -13,14 +13,13 @@ from filelock import FileLock
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from replicate import DISTRIBUTION
 from replicate.files import clear_parts, require_writable, write_text
 from replicate.ladder.checkpoints import Checkpoint, Ladder
-from replicate.runs import jobs, paths, provenance
+from replicate.runs import jobs, paths, preflight, provenance
 from replicate.runs.jobs import EXPERIMENTS, Experiment
 from replicate.runs.params import ScaleParameters
 from replicate.runs.store import Damaged, Store, key_of
-from replicate.runs.workers import attempt, one_line, run_each
+from replicate.runs.workers import attempt, error_line, run_each
 
 Answer = tuple[dict[int, dict[str, Any]], dict[str, Any]]
 """What comes back from a unit of work: results by seed, and who computed them."""
@@ -95,8 +94,7 @@ def sweep(
     extra ``cluster``; ``address`` joins a cluster). Records do not depend on the choice.
     The failures of this sweep are also written to ``RUN_DIR/failures.json``.
     """
-    if engine not in ("local", "ray"):
-        raise ValueError(f"engine: expected 'local' or 'ray', got {engine!r}")
+    preflight.require_engine(engine)
     store = store_of(params)
     for folder in (
         store.folder.parent,
@@ -191,10 +189,8 @@ def _processes(units: Sequence[Unit], count: int) -> Iterator[tuple[Unit, Answer
 
 
 def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):
-    try:
-        import ray
-    except ImportError:
-        raise ValueError(f"engine: 'ray' is not installed; pip install '{DISTRIBUTION}[cluster]'") from None
+    import ray
+
     ray.init(address=address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
     # Every job uses its fixed number of threads, and a GPU where the parameters ask for one.
     remote = ray.remote(num_cpus=1, num_gpus=int(params.DEVICE.startswith("cuda")))(attempt)
@@ -205,7 +201,7 @@ def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):
         try:
             yield unit, *ray.get(ready)
         except ray.exceptions.RayError as error:  # the worker died; the other jobs go on
-            yield unit, None, one_line(error)
+            yield unit, None, error_line(error)
 
 
 def _work(unit: Unit) -> Answer:

@@ -77,7 +77,7 @@ def run_each(
             worker.stop()
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An exception as one line of at most 300 characters; the kind is said unless it is a plain wrong value."""
     text = " ".join(str(error).split())
     return text[:300] if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"[:300]
@@ -98,7 +98,7 @@ def attempt(function: Callable[..., Any], task: Sequence[Any]) -> tuple[Any, str
     try:
         return function(*task), None
     except Exception as error:
-        return None, one_line(error)
+        return None, error_line(error)
 
 
 def _end_with_parent() -> None:
