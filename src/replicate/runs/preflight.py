@@ -156,7 +156,8 @@ def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int) ->
     except ValueError as error:
         yield f"LABELS, FILLER: these prompts cannot be made with this ladder ({error})"
         return
-    if length + tasks.get(params.TASK).HORIZON > longest:
+    # The last token of an answer is sampled and never read.
+    if length + tasks.get(params.TASK).HORIZON - 1 > longest:
         fits = f"expected prompts that fit into the model's context of {longest} tokens with their answers"
         yield f"FILLER: {fits}, got {length} tokens; lower FILLER"
     try:
