@@ -74,7 +74,9 @@ def test_a_ladder_without_a_tokenizer(folder):
 
 
 def test_prompts_longer_than_the_models_context(folder):
-    message = "FILLER: expected prompts that fit into the model's context of 32 tokens.*got 33 tokens; lower FILLER"
+    message = (
+        "FILLER: expected prompts that fit into the model's context of 32 tokens.*got 33 tokens; lower FILLER"
+    )
     refused(message, LADDER="ladder", FILLER=27)
     refused(message, FILLER=27)  # before the tiny ladder is trained
 

@@ -1,9 +1,9 @@
 """What Prop. 3 says of attention pathways, measured: ranks and why they are bounded, effective ranks, sizes.
 
 Positions are written j < t as in the paper; Jacobians are those of :mod:`replicate.lm.attention`, exact and for all
-pairs of positions at once. Tables have one row a model, or one a head and position, so that a notebook can group them;
-:func:`over_prompts` averages over prompts, the unit whose spread makes a standard error: heads and positions of one
-prompt are not independent.
+pairs of positions at once. Tables have one row a model, or one a head and position, so that a notebook can group them.
+Heads and positions of one prompt are not independent: :mod:`replicate.statistics.summaries` averages over prompts,
+whose spread makes a standard error.
 """
 
 import itertools

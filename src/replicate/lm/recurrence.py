@@ -28,7 +28,6 @@ from replicate.models.precision import precision_of
 
 State = Float[Tensor, "batch state"]
 OneState = Float[Tensor, "1 n"]
-Embedded = Float[Tensor, "batch dim"]
 
 Scale = Float[Tensor, " T"] | Float[Tensor, "T batch 1"]
 """What multiplies the logits of step t (an inverse temperature): one number, or one for each state of the batch."""
