@@ -1,5 +1,6 @@
 """Executing notebooks: a dead kernel or a dead worker is one failed notebook with its name, the others go on."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -7,6 +8,8 @@ import pytest
 
 from replicate.runs import papermill
 from replicate.runs.params import ScaleParameters
+
+NEEDS_JUPYTER = pytest.mark.skipif(find_spec("papermill") is None, reason="Papermill is not installed")
 
 # What the others leave behind is seen by 00 if it comes last; 01 takes its time.
 CELLS = {
@@ -37,6 +40,7 @@ def notebooks(home, monkeypatch):
     return folder
 
 
+@NEEDS_JUPYTER
 def test_what_dies_is_one_failed_notebook_with_its_name(notebooks, home, capfd):
     """Each gets the values of its schema (00 knows no seed), and 00 comes when all others have ended."""
     status = papermill.execute(ScaleParameters(RUN_DIR="run", SEED=7), workers=2)
@@ -101,6 +105,7 @@ def test_a_notebook_is_handed_what_its_schema_knows():
     assert papermill.values("09_c", params) == papermill.values("12_d", params) == params.model_dump()
 
 
+@NEEDS_JUPYTER
 @pytest.mark.parametrize(("losses", "said"), [(2, None), (3, "kernel did not start: lost the race")])
 def test_a_kernel_that_lost_the_race_for_its_ports_is_started_again(home, monkeypatch, losses, said):
     tried = []

@@ -7,14 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from papermill import cli as papermill_cli
-from papermill.iorw import load_notebook_node, read_yaml_file
-from papermill.parameterize import parameterize_notebook
 
 from replicate.rl.tasks.label_copying import LABELS
 from replicate.runs import parameter_files, params
@@ -23,6 +19,11 @@ from replicate.runs.parameter_files import schema_of
 from replicate.runs.params import SECTIONS, ScaleParameters
 from replicate.settings.grpo import GRPO
 from replicate.settings.tiny_ladder import TinyLadder
+
+nbformat = pytest.importorskip("nbformat")
+papermill_cli = pytest.importorskip("papermill.cli")
+iorw = pytest.importorskip("papermill.iorw")
+parameterize = pytest.importorskip("papermill.parameterize")
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -45,7 +46,7 @@ def test_notebook_parameters_are_the_schema_with_its_defaults(path):
 
 def parameterized(path, values):
     """The namespace of a notebook when its start is called: its parameter cell, then the cell that Papermill adds."""
-    book = parameterize_notebook(load_notebook_node(str(path)), values)
+    book = parameterize.parameterize_notebook(iorw.load_notebook_node(str(path)), values)
     namespace = {}
     for cell in book.cells:
         if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
@@ -57,7 +58,7 @@ def parameterized(path, values):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_flat_file_serves_every_notebook(home, path, file):
     """As ``papermill notebook.ipynb out.ipynb -f file.yaml`` does it, up to and with the call of start."""
-    values = read_yaml_file(str(file))
+    values = iorw.read_yaml_file(str(file))
     found = start(path.stem, parameterized(path, values))
     assert found.params.model_dump() == {name: values[name] for name in schema_of(path.stem).model_fields}
     assert found.folder == home / values["RUN_DIR"]

@@ -4,9 +4,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from papermill.iorw import NoDatesSafeLoader
 
 from replicate.runs.strict_yaml import read, shown
+
+NoDatesSafeLoader = pytest.importorskip("papermill.iorw").NoDatesSafeLoader
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def sample_headrooms(rewards: Rewards) -> dict[str, Tensor]:
     return {kind: reading.sampled(rewards, **reading.options) for kind, reading in KINDS.items()}
 
 
-def column(kind: str) -> str:
+def column_of(kind: str) -> str:
     """What a reading is called in records and tables."""
     return "headroom" if kind == PRIMARY_HEADROOM else f"headroom_{kind}"
 

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replicate.checks import one_of
-from replicate.impact.headrooms import KINDS, PRIMARY_HEADROOM, column, headrooms, sample_headrooms
+from replicate.impact.headrooms import KINDS, PRIMARY_HEADROOM, column_of, headrooms, sample_headrooms
 from replicate.models.answer import AnswerPass, answer_pass, pull_back
 from replicate.models.hooks import FINAL
 from replicate.models.logits import entropy, log_policy
@@ -67,7 +67,7 @@ class Components:
     def row(self) -> dict[str, float]:
         """The averages as one row of a table."""
         means = {name: x for name, x in vars(self).items() if name not in ("headrooms", "per_prompt")}
-        return means | {column(kind): x for kind, x in self.headrooms.items()}
+        return means | {column_of(kind): x for kind, x in self.headrooms.items()}
 
 
 def components(
@@ -151,7 +151,7 @@ def _collect(parts: list[dict[str, Tensor]], layer: int) -> Components:
     means = {name: column.double().mean().item() for name, column in table.items()}
     if nans := [name for name, value in means.items() if value != value]:
         raise ValueError(f"model: measurement at layer {layer} gives NaN in {nans}")
-    found = {kind: means.pop(column(kind)) for kind in KINDS}
+    found = {kind: means.pop(column_of(kind)) for kind in KINDS}
     return Components(**means, headrooms=found, per_prompt=table)
 
 
@@ -227,7 +227,7 @@ def _summary(samples: _Samples, kind: str) -> dict[str, Tensor]:
 
 
 def _columns(by_kind: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {column(kind): x for kind, x in by_kind.items()}
+    return {column_of(kind): x for kind, x in by_kind.items()}
 
 
 def _head_inputs(answer: AnswerPass, vocab: int | None) -> tuple[Tensor, Tensor]:

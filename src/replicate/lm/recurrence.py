@@ -27,6 +27,7 @@ from replicate.models.logits import log_policy
 from replicate.models.precision import precision_of
 
 State = Float[Tensor, "batch state"]
+Embedded = Float[Tensor, "batch dim"]
 OneState = Float[Tensor, "1 n"]
 
 Scale = Float[Tensor, " T"] | Float[Tensor, "T batch 1"]

@@ -94,7 +94,7 @@ def per_checkpoint(
     base = tables.checkpoints.rename(columns={"reward": "J0"})
     columns = ["V_mean", "delta_mean", "kappa_mean"] if conditional else ["V", "delta", "kappa"]
     frame = base.merge(
-        chosen[[*where, *columns, headrooms.column(headroom)]].set_axis(
+        chosen[[*where, *columns, headrooms.column_of(headroom)]].set_axis(
             [*where, "V", "delta", "kappa", "H"], axis=1
         ),
         on=where,
