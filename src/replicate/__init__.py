@@ -1,8 +1,9 @@
 """Replication and audit of the Value-Gradient Hypothesis of RL for LLMs (arXiv 2605.21654).
 
-The subpackages follow the paper: :mod:`replicate.theory` its sections 2 and 3, :mod:`replicate.lm` section 4,
-:mod:`replicate.impact` section 5; :mod:`replicate.ladder` and :mod:`replicate.runs` carry out section 6 and
-:mod:`replicate.report` judges and draws it.
+The subpackages follow the paper: :mod:`replicate.theory` its sections 2 and 3, :mod:`replicate.lm` section 4 (on
+:mod:`replicate.models`), :mod:`replicate.impact` section 5; :mod:`replicate.rl`, :mod:`replicate.ladder` and
+:mod:`replicate.runs` carry out section 6 with the parameters of :mod:`replicate.settings`, and :mod:`replicate.report`
+judges and draws it with :mod:`replicate.statistics`.
 """
 
 import warnings

@@ -1,1 +1,1 @@
-"""Section 4 of the paper: tasks, costates and GRPO for any causal language model of ``transformers``."""
+"""Section 4 of the paper: a language model as a recurrence, its costates, the sampling gap, attention, Theorem 1."""
