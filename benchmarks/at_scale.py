@@ -148,7 +148,7 @@ def main() -> None:
     times |= grpo(bench, model, pool, held_out, options)
     table = (
         ("plain forward pass, no gradients", "forward", "forward", ""),
-        ("measured.components at the final state, 16 samples", "final state", "forward", "2.3"),
+        ("impact.components at the final state, 16 samples", "final state", "forward", "2.3"),
         ("forward and one pull-back to the embeddings", "by hand", "forward", "2.3"),
         ("the same by autograd", "autograd", "forward", ""),
         ("GRPO update, each completion run by itself, twice", "unshared", "unshared", ""),

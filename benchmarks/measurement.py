@@ -1,6 +1,6 @@
 """Cost of a costate measurement, in plain forward passes over the same prompts without gradients.
 
-- *final layer*: ``measured.components`` at the final state, which needs no backward pass at all.
+- *final layer*: ``impact.components`` at the final state, which needs no backward pass at all.
 - *one pull-back*: ``answer_pass`` from the embeddings on and ``pull_back`` of one cotangent per prompt: a
   forward pass that keeps what the adjoint needs and one backward pass through all activations; no gradient of a
   parameter. By the passes that are written out for OLMo-2, and by autograd.
@@ -81,7 +81,7 @@ def main() -> None:
     found = {name: values[1:] for name, values in found.items()}  # the first round warms up
     table = (
         ("plain forward pass, no gradients", "forward", ""),
-        ("measured.components at the final layer, 16 samples", "final layer", "2.3"),
+        ("impact.components at the final layer, 16 samples", "final layer", "2.3"),
         ("forward and one pull-back to the embeddings", "one pull-back", "2.3"),
         ("costates of all layers and positions (Def. 2)", "all layers", "2.3"),
         ("for comparison: one pull-back by autograd", "autograd", ""),

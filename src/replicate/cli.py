@@ -87,7 +87,7 @@ def sweep(
     workers: Workers = 1,
 ) -> None:
     """Runs every job (checkpoint x seed x experiment) that has no record yet."""
-    _sweep(_load(params, overrides, engine), ("measure", "rl"), engine, address, workers)
+    _sweep(_load(params, overrides, engine), None, engine, address, workers)
 
 
 @app.command()
@@ -224,14 +224,15 @@ def report(
 
 def _sweep(
     params: ScaleParameters,
-    experiments: Sequence[Any],
+    experiments: Sequence[Any] | None,
     engine: str = "local",
     address: str | None = None,
     workers: int = 1,
 ) -> None:
     from replicate.runs.sweep import sweep as run_sweep
 
-    outcome = run_sweep(params, experiments=experiments, engine=engine, address=address, workers=workers)
+    some = {} if experiments is None else {"experiments": experiments}
+    outcome = run_sweep(params, **some, engine=engine, address=address, workers=workers)
     typer.echo(outcome.summary())
     for row in outcome.failed:
         typer.echo(f"failed: {row['experiment']} at {row['checkpoint']}: {row['error']}", err=True)
@@ -253,7 +254,7 @@ def _load(
     preflight.require_engine(engine)
     if notebooks is not None:
         preflight.require_notebooks(notebooks)
-    preflight.require(params, where=str(path), keep=keep)
+    preflight.require(params, where=f"{path} with -p" if overrides else str(path), keep=keep)
     return params
 
 

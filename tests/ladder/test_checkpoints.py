@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from replicate import files, identity, kernels
-from replicate.ladder import corpus, pretrain
+from replicate.ladder import corpus, pretrain, sources
 from replicate.ladder.checkpoints import NAME, open_ladder, snapshot_name
 from replicate.ladder.pretrain import train
 from replicate.settings.tiny_ladder import TinyLadder
@@ -152,3 +152,15 @@ def test_billions_and_stage_two_are_read(tmp_path):
 def test_impossible_ladders_are_refused(options):
     with pytest.raises(ValueError, match=r"must be|expected|greater"):
         TinyLadder(**options)
+
+
+def test_a_module_among_the_sources_opens_names_with_its_prefix(ladder, tmp_path, monkeypatch):
+    text = "from replicate.ladder.checkpoints import Ladder, open_ladder\n\n\ndef open(spec):\n"
+    text += "    one = open_ladder(spec.partition(':')[2])\n    return Ladder(spec, 'thinned', one.checkpoints[::2])\n"
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    folder = ladder.checkpoints[0].where.parent
+    thinned = open_ladder(f"mine:{folder}")
+    assert (thinned.kind, [c.sha for c in thinned]) == ("thinned", shas(ladder)[::2])
+    with pytest.raises(ValueError, match="no such folder"):  # no prefix that anybody knows
+        open_ladder(f"mime:{folder}")

@@ -99,9 +99,8 @@ def test_nothing_to_execute_is_said(executed, notebooks):
 def test_a_notebook_is_handed_what_its_schema_knows():
     params = ScaleParameters(RUN_DIR="out", SEED=3, BUDGETS=[7])
     assert papermill.values("00_map", params) == {"RUN_DIR": "out"}
-    assert (
-        papermill.values("01_a", params) == papermill.values("08_b", params) == {"SEED": 3, "RUN_DIR": "out"}
-    )
+    toy = {"SEED": 3, "RUN_DIR": "out", "LADDER_DIR": "runs/ladders"}
+    assert papermill.values("01_a", params) == papermill.values("08_b", params) == toy
     assert papermill.values("09_c", params) == papermill.values("12_d", params) == params.model_dump()
 
 

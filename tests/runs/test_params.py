@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from replicate.rl.tasks.label_copying import LABELS
 from replicate.runs import parameter_files, params
-from replicate.runs.notebook import start
+from replicate.runs.notebook import small_ladder, start
 from replicate.runs.parameter_files import schema_of
 from replicate.runs.params import SECTIONS, ScaleParameters
 from replicate.settings.grpo import GRPO
@@ -139,6 +139,25 @@ def test_generated_files_are_current_and_a_change_is_seen(tmp_path):
     assert parameter_files.stale(suite) == []
 
 
+def test_nothing_is_generated_outside_a_suite(tmp_path):
+    with pytest.raises(ValueError, match=r"no params and no notebooks; set REPLICATE_HOME"):
+        parameter_files.stale(tmp_path, write=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_small_ladder_is_trained_where_the_parameters_say(home, ladder, monkeypatch):
+    """Notebooks 05 to 08 train one, too."""
+    asked = []
+
+    def train(spec, folder, **_):
+        asked.append((spec.seed, folder))
+        return ladder
+
+    monkeypatch.setattr("replicate.runs.jobs.train", train)
+    assert small_ladder(schema_of("05_x")(SEED=3, LADDER_DIR="here")) is ladder
+    assert asked == [(3, home / "here")]
+
+
 def test_a_shared_parameter_has_one_declaration():
     """SEED and LABELS configure two sections each; their types and defaults must not part."""
     seen = {}
@@ -176,7 +195,7 @@ UNENDING = (".inf", ".nan")
     ("text", "message"),
     [
         ("GRUOP_SIZE: 8", "unknown parameter GRUOP_SIZE, the nearest known: GROUP_SIZE"),
-        ("xyz: 8", "unknown parameter xyz, params/cpu.yaml has all"),
+        ("xyz: 8", "unknown parameter xyz, `replicate params` lists all"),
         ("LEARNING_RATE: 1e-5", r"parameter LEARNING_RATE: .* got '1e-5'; write 1.0e-5$"),
         ("LEARNING_RATE: 3.2e7", r"parameter LEARNING_RATE: .* got '3.2e7'; write 32000000.0$"),
         ("CLIP: -.5", r"parameter CLIP: .* got '-.5'; write -0.5$"),
@@ -195,7 +214,7 @@ UNENDING = (".inf", ".nan")
         ("SEED: 4294967296", "parameter SEED.*less than or equal to 4294967295"),
         ("RL_SEEDS: [4294967296]", "parameter RL_SEEDS: expected distinct numbers from 0 to 4294967295, got"),
         ("RL_SEEDS: [-1]", "parameter RL_SEEDS: expected distinct numbers from 0"),
-        ("BUDGETS: 5", r"parameter BUDGETS.*got 5; write \[5, 10\]"),
+        ("BUDGETS: 5", r"parameter BUDGETS.*got 5; write \[5\]"),
         ("STACK_SEEDS: 1", "parameter STACK_SEEDS.*got 1; write true or false"),
         ("RUN_DIR: 5", "parameter RUN_DIR.*got 5; put text in quotes"),
         ("RUN_DIR:", "parameter RUN_DIR.*got None"),
@@ -214,6 +233,8 @@ UNENDING = (".inf", ".nan")
             "MEASURE_LAYERS: [3]",
             r"MEASURE_LAYERS must be 0 to 2 or -1, .* \(the model has 2 blocks\), got \[3\]",
         ),
+        ("MEASURE_LAYERS: [0, 1]", r"MEASURE_LAYERS must contain -1, .*, got \[0, 1\]"),
+        ("MEASURE_LAYERS: -1", r"parameter MEASURE_LAYERS.*got -1; write \[-1\]"),
         ("MEASURE_LAYERS: [-2]", "parameter MEASURE_LAYERS: expected distinct numbers from -1"),
         ("MEASURE_PROMPTS: 65", r"MEASURE_PROMPTS must be at most EVAL_PROMPTS \(64\), got 65"),
         ("TINY_EVERY: 7\nMEASURE_LAYERS: [9]", "TINY_STEPS .*; MEASURE_LAYERS"),

@@ -111,6 +111,7 @@ def _log_choose(n: Tensor, k: int) -> Tensor:
 
 
 def _best_gain(rewards: Rewards, n: int) -> PerPrompt:
+    """Of fewer samples than ``n`` it is the best of them all."""
     return expected_best(rewards, min(n, rewards.shape[1])) - rewards.mean(1)
 
 

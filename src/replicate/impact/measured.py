@@ -231,9 +231,9 @@ def _columns(by_kind: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _head_inputs(answer: AnswerPass, vocab: int | None) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(answer.final.dtype, torch.float32)
     rows = vocab or answer.head.shape[0]
-    return log_policy(answer.logits.to(dtype), vocab=rows), answer.head[:rows].to(dtype)
+    log_probs = log_policy(answer.logits, vocab=rows)
+    return log_probs, answer.head[:rows].to(log_probs.dtype)
 
 
 def _pairs(one, two) -> Float[Tensor, " prompts"]:
@@ -286,7 +286,7 @@ def gradient_norm_squared(model: nn.Module, prompts: Prompts, *, batch: int = 64
     for start in range(0, len(prompts), batch):
         part = prompts.select(torch.arange(start, min(start + batch, len(prompts))))
         logits = model(input_ids=part.tokens, logits_to_keep=1, use_cache=False).logits[:, -1]
-        log_probs = log_policy(logits.to(torch.promote_types(logits.dtype, torch.float32)), vocab=part.vocab)
+        log_probs = log_policy(logits, vocab=part.vocab)
         objective = log_probs.gather(1, part.labels[:, None]).exp().sum() / len(prompts)
         torch._foreach_add_(total, torch.autograd.grad(objective, parameters))
     return sum(g.double().square().sum().item() for g in total)

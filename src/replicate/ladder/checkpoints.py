@@ -44,7 +44,9 @@ class Checkpoint:
     @cached_property
     def sha(self) -> str:
         """SHA-256 over names and contents of the files that decide what the model computes."""
-        files = sorted(p for p in self.where.iterdir() if p.suffix in (".json", ".safetensors"))
+        files = sorted(
+            p for p in self.where.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".model")
+        )
         digest = hashlib.sha256()
         for path in files:
             with path.open("rb") as handle:

@@ -1,4 +1,4 @@
-r"""The sampling gap: the path through the sampled token in (20), its bound (Prop. 2), and Theorem 1.
+r"""The softmax Jacobian, which is all that is random in the path through the sampled token in (20), and its norm (A5).
 
 A softmax Jacobian is (1/tau)(diag(p) - p p^T), a diagonal minus a rank-one matrix, whose largest eigenvalue solves a
 scalar equation; no vocabulary-squared matrix is formed for it. Its norm obeys, with H the entropy in nats,

@@ -1,1 +1,1 @@
-"""What knows the inside of a transformer: hooks, adjoints, precision, logits, fresh models."""
+"""What knows the inside of a transformer: hooks, adjoints, Jacobians, precision, logits, fresh models."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replicate.models import olmo2
-from replicate.models.hooks import FINAL, blocks, frozen, layer_number, require_plain_head
+from replicate.models.hooks import FINAL, blocks, first_of, frozen, layer_number, require_plain_head
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,6 @@ def _by_hand(model: nn.Module, tokens: Int[Tensor, "prompts length"], layer: int
 
 
 def _cut(seen: dict[str, Tensor], output):
-    hidden = output[0] if isinstance(output, tuple) else output
-    leaf = hidden.detach().requires_grad_()
+    leaf = first_of(output).detach().requires_grad_()
     seen["state"] = leaf
     return (leaf, *output[1:]) if isinstance(output, tuple) else leaf

@@ -1,4 +1,4 @@
-"""What the modules of section 4 need to know of a model of ``transformers``, whatever its architecture."""
+"""What the other rooms need to know of a model of ``transformers``, whatever its architecture."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

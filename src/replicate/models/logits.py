@@ -6,10 +6,13 @@ from torch import Tensor
 
 
 def log_policy(logits: Float[Tensor, "*batch rows"], *, vocab: int) -> Float[Tensor, "*batch vocab"]:
-    """log pi over the ``vocab`` token ids in use; padding rows are left out before normalising."""
+    """log pi over the ``vocab`` token ids in use; padding rows are left out before normalising.
+
+    In float32 at least: a softmax in bfloat16 would lose J's third digit.
+    """
     if not 1 <= vocab <= logits.shape[-1]:
         raise ValueError(f"vocab: expected 1 to {logits.shape[-1]} (the model's rows), got {vocab}")
-    return logits[..., :vocab].log_softmax(-1)
+    return logits[..., :vocab].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def entropy(log_probs: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:

@@ -21,7 +21,7 @@ def exact_match(
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch of label-copying prompts of one length.
+    """A batch of prompts of one length.
 
     ``tokens`` [prompts, length] is the prompt, ``labels`` [prompts] the token id of the right answer, ``label_set``
     [labels] the token ids of all labels, ``vocab`` the number of token ids in use (rows from there on are padding).
@@ -79,8 +79,6 @@ def evaluate(model: nn.Module, prompts: Prompts, *, batch: int = 256) -> Answers
     for start in range(0, len(prompts), batch):
         chunk = prompts.select(torch.arange(start, min(start + batch, len(prompts))))
         logits = model(input_ids=chunk.tokens, logits_to_keep=1, use_cache=False).logits[:, -1]
-        # A softmax in bfloat16 would lose J's third digit; float64 models keep their precision.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         parts.append(answers(log_policy(logits, vocab=prompts.vocab), chunk))
     names = ("correct", "label_mass", "entropy", "top")
     return Answers(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

@@ -82,7 +82,7 @@ def _next(policy: Policy, tokens, cache, vocab) -> Float[Tensor, "lanes rows voc
     if tokens.ndim == 2:
         tokens = tokens[..., None]
     logits = policy.logits(tokens, keep=1, cache=cache)[:, :, -1]
-    return log_policy(logits.to(torch.promote_types(logits.dtype, torch.float32)), vocab=vocab)
+    return log_policy(logits, vocab=vocab)
 
 
 def _draw(

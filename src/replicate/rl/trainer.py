@@ -174,7 +174,7 @@ def _held_out_log_policy(
     tokens = held_out.tokens.expand(policy.lanes, -1, -1)
     parts = [policy.logits(part, keep=1)[:, :, -1] for part in tokens.split(batch, dim=1)]
     logits = torch.cat(parts, dim=1)
-    return log_policy(logits.to(torch.promote_types(logits.dtype, torch.float32)), vocab=held_out.vocab)
+    return log_policy(logits, vocab=held_out.vocab)
 
 
 def _measure(curves, update, now, start, held_out) -> None:

@@ -56,9 +56,9 @@ def elsewhere(
             f"settings: expected some of {', '.join(kernels.SETTINGS)}, got {', '.join(sorted(unknown))}"
         )
     wanted = [Run(setting, seed) for setting, seed in product(settings, seeds)]
-    stems = [path.stem for path in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb"))]
+    stems = [path.stem for path in paths.notebook_files(paths.notebooks(), only)]
     # Notebook 00 shows the verdicts of a published run and has none of its own.
-    stems = [stem for stem in stems if stem.startswith(tuple(only) or "") and not stem.startswith("00")]
+    stems = [stem for stem in stems if not stem.startswith("00")]
     missing = {
         run: [stem for stem in stems if not (results / run.name / f"verdicts/{stem}.json").is_file()]
         for run in wanted

@@ -1,14 +1,14 @@
 """The unit of work: one checkpoint x one seed x one experiment, a pure function of settings and weights.
 
-An experiment is a module with ``Settings``, the sections of parameters that decide its result, and ``run``, which is
-given exactly these: it cannot read what is not in its records' keys. A change of the learning rate leaves every
-measurement valid, a change of the output folder everything, and a change of code what its module imports
-(:mod:`replicate.identity`).
+An experiment is a module with ``Settings``, the sections of parameters that decide its result (``task`` and ``machine``
+among them), and ``run``, which is given exactly these: it cannot read what is not in its records' keys. A change of the
+learning rate leaves every measurement valid, a change of the output folder everything, and a change of code what its
+module and its task's do not import (:mod:`replicate.identity`).
 """
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -24,9 +24,9 @@ from replicate.settings.task import Task
 from replicate.settings.tiny_ladder import TinyLadder
 
 Experiment = Literal["measure", "rl"]
-EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 
 MODULES: dict[Experiment, ModuleType] = {"measure": measurement, "rl": response}
+EXPERIMENTS: tuple[Experiment, ...] = tuple(MODULES)
 
 
 def ladder(params: ScaleParameters, *, progress: bool = True) -> Ladder:

@@ -78,7 +78,7 @@ def start(notebook: str, namespace: Mapping[str, Any], *, source: str | None = N
     if isinstance(params, ScaleParameters):
         preflight.require(params, where=notebook)
     elif isinstance(params, ToyParameters):
-        preflight.require_folder(params.RUN_DIR, where=notebook)
+        preflight.require_folders(params, where=notebook)
     style.use_style()
     verdicts = Verdicts(notebook, source, shift=(cell_number() or _START_CELL) - _START_CELL)
     return NotebookRun(notebook, params, paths.resolve(params.RUN_DIR), verdicts)
@@ -86,7 +86,7 @@ def start(notebook: str, namespace: Mapping[str, Any], *, source: str | None = N
 
 def small_ladder(params: ToyParameters) -> Ladder:
     """The small regime's tiny ladder, for notebooks 05 to 08: trained once, then reused by all that ask."""
-    return jobs.ladder(ScaleParameters(SEED=params.SEED), progress=False)
+    return jobs.ladder(ScaleParameters(SEED=params.SEED, LADDER_DIR=params.LADDER_DIR), progress=False)
 
 
 def _plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:

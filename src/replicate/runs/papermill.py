@@ -23,9 +23,7 @@ def execute(
     from tqdm import tqdm
 
     folder = folder or paths.notebooks()
-    found = [
-        p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if not only or p.stem.startswith(tuple(only))
-    ]
+    found = paths.notebook_files(folder, only)
     if not found:
         raise ValueError(f"notebooks: none to execute in {folder}")
     out = paths.resolve(params.RUN_DIR) / "notebooks"

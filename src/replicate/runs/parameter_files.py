@@ -1,6 +1,7 @@
 """What is generated from the sections of parameters: ``params/smoke.yaml`` and the notebooks' parameter cells."""
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 
 from replicate.files import write_text
 from replicate.runs.params import SECTIONS, MapParameters, Parameters, ScaleParameters, ToyParameters
+from replicate.runs.paths import notebook_files
 
 _CELL = "# The small regime. A run replaces these: papermill ... -f params/cpu.yaml"
 _FILE = "# The small regime: the defaults of the notebooks, and what their tests execute. Generated: replicate params"
@@ -24,8 +26,11 @@ def schema_of(notebook: str) -> type[Parameters]:
 
 def stale(suite: Path, *, write: bool = False) -> list[Path]:
     """The generated files of the suite that are not what the sections say; with ``write`` they are made anew."""
+    if missing := [name for name in ("params", "notebooks") if not (suite / name).is_dir()]:
+        where = f"{suite} has no {' and no '.join(missing)}"
+        raise ValueError(f"params: expected the suite's folder, {where}; set REPLICATE_HOME")
     wanted = {suite / "params" / "smoke.yaml": smoke_yaml()}
-    for path in sorted((suite / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for path in notebook_files(suite / "notebooks"):
         wanted[path] = _with_cell(path, parameter_cell(schema_of(path.stem)))
     old = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     for path in old if write else ():
@@ -89,6 +94,10 @@ def _number(value: float) -> str:
 
 def _with_cell(path: Path, source: str) -> str:
     """The notebook's text with ``source`` in its parameter cell and nothing else changed."""
+    if find_spec("nbformat") is None:
+        raise ValueError(
+            "params: nbformat is not installed, which parameter cells need; pip install nbformat"
+        )
     import nbformat
 
     text = path.read_text()

@@ -93,7 +93,7 @@ def _flat(name: str, base: type[Parameters], only: Collection[str] | None = None
 ScaleParameters = _flat("ScaleParameters", _Whole)
 """Parameters of notebooks from 09 on and of every run. Every notebook's parameters are among them."""
 
-ToyParameters = _flat("ToyParameters", Parameters, only=("RUN_DIR", "SEED"))
+ToyParameters = _flat("ToyParameters", Parameters, only=("RUN_DIR", "LADDER_DIR", "SEED"))
 """Parameters of notebooks 01 to 08."""
 
 MapParameters = _flat("MapParameters", Parameters, only=("RUN_DIR",), RUN_DIR="results/cpu")
@@ -129,10 +129,14 @@ def _complaints(p: Any) -> Iterator[str]:
 
 def layer_complaint(params: Any, depth: int) -> str | None:
     """What is wrong with MEASURE_LAYERS for a model of ``depth`` blocks: see :data:`replicate.models.hooks.FINAL`."""
-    if not (outside := [k for k in params.MEASURE_LAYERS if not -1 <= k <= depth]):
-        return None
-    expected = f"MEASURE_LAYERS must be 0 to {depth} or -1, the final state (the model has {depth} blocks)"
-    return f"{expected}, got {shown(outside)}"
+    if outside := [k for k in params.MEASURE_LAYERS if not -1 <= k <= depth]:
+        expected = (
+            f"MEASURE_LAYERS must be 0 to {depth} or -1, the final state (the model has {depth} blocks)"
+        )
+        return f"{expected}, got {shown(outside)}"
+    if -1 not in params.MEASURE_LAYERS:
+        return f"MEASURE_LAYERS must contain -1, at which scores are read, got {shown(params.MEASURE_LAYERS)}"
+    return None
 
 
 def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> ScaleParameters:
@@ -214,14 +218,14 @@ def _explain(error: Any) -> str:
 def _nearest(key: str) -> str:
     known = list(ScaleParameters.model_fields)
     near = get_close_matches(key.upper(), known, n=3, cutoff=0.5)
-    return f"the nearest known: {', '.join(near)}" if near else "params/cpu.yaml has all that are known"
+    return f"the nearest known: {', '.join(near)}" if near else "`replicate params` lists all that are known"
 
 
 def _remedy(error: Any) -> str:
     """How a value of the right meaning and the wrong type is written."""
     kind, value = error["type"], error["input"]
     if kind == "list_type":
-        return "; write [5, 10]"
+        return f"; write [{value}]" if type(value) is int else "; write [5, 10]"
     if kind == "bool_type":
         return "; write true or false"
     if kind == "string_type":

@@ -7,6 +7,7 @@ environment, so they see the folders that their parent sees.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 # The map of all notebooks tells their folder, and copies of it, from any other.
@@ -43,6 +44,12 @@ def notebooks() -> Path:
     return next(
         (p for place in places if any((p := place / "notebooks").glob("*.ipynb"))), places[0] / "notebooks"
     )
+
+
+def notebook_files(folder: Path, only: Sequence[str] = ()) -> list[Path]:
+    """The notebooks in ``folder`` in reading order; with ``only`` those whose names begin so."""
+    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    return [path for path in found if not only or path.stem.startswith(tuple(only))]
 
 
 def _suite_above(folder: Path) -> Path:

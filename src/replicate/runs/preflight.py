@@ -30,21 +30,22 @@ def require(params: ScaleParameters, *, where: str, keep: bool = True) -> None:
     _raise(where, [*_folders(params, keep), *_device(params), *_ladder(params)])
 
 
-def require_folder(run_dir: str, *, where: str) -> None:
-    """The same for a notebook that needs nothing but a folder for its figures and verdicts."""
-    _raise(where, _writable("RUN_DIR", run_dir, keep=True))
+def require_folders(params: Any, *, where: str) -> None:
+    """The same for a notebook that needs nothing but folders, for its figures and verdicts and for a small ladder."""
+    names = ("RUN_DIR", "LADDER_DIR")
+    _raise(where, [line for name in names for line in _writable(name, getattr(params, name), keep=True)])
 
 
 def require_notebooks(only: Sequence[str] = ()) -> None:
     """Raises ``ValueError`` if the notebooks cannot be executed: none there, none of that name, or no Jupyter."""
     folder = paths.notebooks()
-    found = [p.stem for p in folder.glob("[0-9][0-9]_*.ipynb")]
+    found = [path.stem for path in paths.notebook_files(folder)]
     if not found:
         raise ValueError(
             f"notebooks: none in {folder}; set REPLICATE_HOME to the suite's folder, or use `replicate sweep`"
         )
     if none := [name for name in only if not any(stem.startswith(name) for stem in found)]:
-        raise ValueError(f"--only {shown(none[0])}: no such notebook; there are {', '.join(sorted(found))}")
+        raise ValueError(f"--only {shown(none[0])}: no such notebook; there are {', '.join(found)}")
     if missing := [name for name in ("papermill", "ipykernel") if find_spec(name) is None]:
         raise ValueError(
             f"notebooks: {' and '.join(missing)} not installed; pip install {' '.join(missing)}, or use "
@@ -101,12 +102,14 @@ def _ladder(params: ScaleParameters) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield from _prompts(params, _tiny_checkpoint(Path(folder)), params.TINY_CONTEXT)
         return
-    from replicate.ladder.checkpoints import open_ladder
+    from replicate.ladder import open_ladder, sources
 
     try:
         ladder = open_ladder(paths.ladder(params.LADDER))
     except (ValueError, OSError) as error:
-        yield f"LADDER: {error}; give 'tiny' or a folder of snapshots stage1-step...-tokens..."
+        source = sources.of(params.LADDER)
+        remedy = "" if source else "; give 'tiny' or a folder of snapshots stage1-step...-tokens..."
+        yield f"LADDER: {error}{remedy}"
         return
     yield from _model(params, ladder)
 

@@ -38,10 +38,9 @@ class Tables:
 def load(params: ScaleParameters, ladder: Ladder) -> Tables:
     """The tables of all finished jobs; ``ValueError`` if there is none."""
     measured, trained = records(params, "measure", ladder), records(params, "rl", ladder)
-    if not measured or not trained:
-        raise ValueError(
-            f"RUN_DIR {params.RUN_DIR}: no finished job of these parameters, run the sweep first"
-        )
+    if missing := [name for name, found in (("measure", measured), ("rl", trained)) if not found]:
+        what = f"no finished job of {' and '.join(missing)} with these parameters"
+        raise ValueError(f"RUN_DIR {params.RUN_DIR}: {what}, run the sweep first")
     base = [{**_where(r), **{k: v for k, v in r["result"].items() if k != "readings"}} for r in measured]
     parts = [{**_where(r), **reading} for r in measured for reading in r["result"]["readings"]]
     gains = [

@@ -47,9 +47,9 @@ LABELS = Field(4, ge=2, le=16, alias="LABELS")
 
 
 class Section(BaseModel):
-    """Strict types, finite numbers, unknown names refused, immutable.
+    """Strict types, finite numbers, unknown names refused, no field assigned anew.
 
-    Raises ``ValueError`` with one line that names the field, what was expected and what came.
+    The constructor raises ``ValueError`` with one line that names the field, what was expected and what came.
     """
 
     model_config = ConfigDict(

@@ -5,8 +5,8 @@ A task module has
 - ``draw(tokenizer, count, *, settings, rng) -> Prompts``: ``count`` prompts in the words of a tokenizer, a function of
   the :class:`~replicate.settings.task.Task` ``settings`` and the numpy generator ``rng`` alone. ``ValueError`` where
   the tokenizer cannot say them;
-- ``HORIZON``: how many tokens an answer has;
-- ``reward(tokens, labels)``: the reward of sampled answers, as in :data:`replicate.rl.prompts.Reward`.
+- ``HORIZON = 1`` and ``reward = exact_match`` (:mod:`replicate.rl.prompts`): J, the costates and the headroom are read
+  in closed form off one token that is right or wrong, so a task with another answer is refused.
 """
 
 from importlib import import_module
@@ -18,10 +18,19 @@ from replicate.checks import one_of
 
 def names() -> tuple[str, ...]:
     """The tasks there are."""
-    return tuple(sorted(module.name for module in iter_modules(__path__)))
+    return tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
 
 
 def get(name: str) -> ModuleType:
-    """The module of a task; ``ValueError`` lists the tasks there are."""
+    """The module of a task; ``ValueError`` lists the tasks there are, or says what a module lacks."""
+    from replicate.rl.prompts import exact_match  # it brings in torch, which a list of names does not need
+
     one_of("task", name, names())
-    return import_module(f"{__name__}.{name}")
+    task = import_module(f"{__name__}.{name}")
+    if missing := [part for part in ("draw", "HORIZON", "reward") if not hasattr(task, part)]:
+        raise ValueError(f"task {name}: {task.__name__} has no {', '.join(missing)}")
+    if task.HORIZON != 1 or task.reward is not exact_match:
+        raise ValueError(
+            f"task {name}: expected HORIZON = 1 and reward = exact_match, J is read off one token"
+        )
+    return task
