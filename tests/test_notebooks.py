@@ -3,6 +3,7 @@
 ``python tests/test_notebooks.py FILE...`` asks the same of single notebooks: the hook before a commit does so.
 """
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -35,6 +36,15 @@ def test_executed_once_from_top_to_bottom(notebook):
     """nbval executes a cell without a count but compares nothing there."""
     _, book = notebook
     assert [cell.execution_count for cell in code(book)] == list(range(1, len(code(book)) + 1))
+
+
+def test_no_cell_takes_the_name_of_an_import(notebook):
+    """A table that is called like a module hides it from every later cell."""
+    _, book = notebook
+    nodes = list(ast.walk(ast.parse("\n".join(cell.source for cell in code(book)))))
+    imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    imported = {alias.asname or alias.name for n in imports for alias in n.names}
+    assert not imported & {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def test_compared_outputs_are_there(notebook):
