@@ -111,6 +111,7 @@ def test_a_long_parameter_cell_opens_folded(notebook):
 
 ASKED = (
     test_executed_once_from_top_to_bottom,
+    test_no_cell_takes_the_name_of_an_import,
     test_compared_outputs_are_there,
     test_no_errors_no_timings_no_paths,
     test_stderr_only_where_it_is_not_compared,

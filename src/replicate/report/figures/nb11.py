@@ -62,13 +62,25 @@ def gains(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
     return figure
 
 
+def shown_updates(frame: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """What :func:`updates` draws of the table of all updates: three checkpoints whole, of the others both ends."""
+    whole = table.step.isin(frame.step.iloc[list(_rungs(frame).values())])
+    ends = table["update"].isin([table["update"].min(), table["update"].max()])
+    columns = ["stage", "step", "tokens", "seed", "update", "reward", "null_groups"]
+    return table.loc[whole | ends, columns]
+
+
+def _rungs(frame: pd.DataFrame) -> dict[str, int]:
+    """First and last checkpoint, and the one whose J_0 is nearest half-way between theirs."""
+    half = frame.J0.iloc[[0, -1]].mean()
+    return {"first": 0, "half-way": int((frame.J0 - half).abs().argmin()), "last": len(frame) - 1}
+
+
 def updates(frame: pd.DataFrame, table: pd.DataFrame) -> "Figure":
     """What happens within a run: the sampled reward update by update from three checkpoints, mean and standard error
     over seeds; and along the ladder the share of groups of equal rewards, at the first and at the last update."""
     figure, (left, right) = panels(1, 2, width=9.4, height=3.4)
-    half = frame.J0.iloc[[0, -1]].mean()
-    rungs = {"first": 0, "half-way": int((frame.J0 - half).abs().argmin()), "last": len(frame) - 1}
-    for (name, rung), colour in zip(rungs.items(), (SKY, BLUE, VERMILION), strict=True):
+    for (name, rung), colour in zip(_rungs(frame).items(), (SKY, BLUE, VERMILION), strict=True):
         row = frame.iloc[rung]
         run = table[(table.stage == row.stage) & (table.step == row.step)].groupby("update").reward
         mean, error = run.mean(), run.sem()
