@@ -229,13 +229,14 @@ def _sweep(
     address: str | None = None,
     workers: int = 1,
 ) -> None:
+    from replicate.runs.jobs import EXPERIMENTS
     from replicate.runs.sweep import sweep as run_sweep
 
-    some = {} if experiments is None else {"experiments": experiments}
-    outcome = run_sweep(params, **some, engine=engine, address=address, workers=workers)
+    wanted = experiments or EXPERIMENTS
+    outcome = run_sweep(params, experiments=wanted, engine=engine, address=address, workers=workers)
     typer.echo(outcome.summary())
-    for row in outcome.failed:
-        typer.echo(f"failed: {row['experiment']} at {row['checkpoint']}: {row['error']}", err=True)
+    for line in outcome.problems():
+        typer.echo(f"failed: {line}", err=True)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

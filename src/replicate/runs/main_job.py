@@ -33,7 +33,7 @@ class MainOutcome:
 
     def problems(self) -> list[str]:
         """One line per failed job and per failed notebook, and one if there are no tables."""
-        failed = [f"{row['experiment']} at {row['checkpoint']}: {row['error']}" for row in self.sweep.failed]
+        failed = self.sweep.problems()
         failed += [f"notebook {name}: {error}" for name, error in self.notebooks.items() if error]
         return failed + ([f"tables: {self.no_tables}"] if self.no_tables else [])
 

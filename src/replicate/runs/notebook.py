@@ -48,8 +48,8 @@ class NotebookRun:
     def tables(self) -> tables.Tables:
         """The records of this run as tables. Jobs without a record run first; failed ones are named."""
         outcome = sweep(self.params, ladder=self.ladder)
-        for row in outcome.failed:
-            print(f"failed: {row['experiment']} at {row['checkpoint']}: {row['error']}")
+        for line in outcome.problems():
+            print(f"failed: {line}")
         return tables.load(self.params, self.ladder)
 
     def save_figure(self, figure: "Figure", name: str, data: "pd.DataFrame") -> None:

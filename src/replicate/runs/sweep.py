@@ -56,6 +56,10 @@ class Outcome:
         again = f", {len(self.damaged)} damaged records run again" if self.damaged else ""
         return f"{self.done} jobs done, {self.found} found finished, {len(self.failed)} failed{again}"
 
+    def problems(self) -> list[str]:
+        """One line per failed row."""
+        return [f"{row['experiment']} at {row['checkpoint']}: {row['error']}" for row in self.failed]
+
 
 def store_of(params: ScaleParameters) -> Store:
     """The record store of a run."""
@@ -157,9 +161,7 @@ def _collect(store: Store, units: Sequence[Unit], answers, outcome: Outcome, pro
             bar.set_postfix_str(f"{unit.experiment} {unit.checkpoint.name}", refresh=False)
             for seeds, failure in _failures(store, unit, answer, error):
                 outcome.failed.append(_row(unit, seeds, failure))
-                tqdm.write(
-                    f"failed: {unit.experiment} at {unit.checkpoint.name}: {outcome.failed[-1]['error']}"
-                )
+                tqdm.write(f"failed: {outcome.problems()[-1]}")
             bar.update(len(unit.keys))
     outcome.done += total - sum(len(row["seeds"]) for row in outcome.failed)
     write_text(store.folder.parent / "failures.json", json.dumps(outcome.failed, indent=1) + "\n")
