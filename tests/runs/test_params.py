@@ -236,7 +236,6 @@ UNENDING = (".inf", ".nan")
         ("MEASURE_LAYERS: [0, 1]", r"MEASURE_LAYERS must contain -1, .*, got \[0, 1\]"),
         ("MEASURE_LAYERS: -1", r"parameter MEASURE_LAYERS.*got -1; write \[-1\]"),
         ("MEASURE_LAYERS: [-2]", "parameter MEASURE_LAYERS: expected distinct numbers from -1"),
-        ("MEASURE_PROMPTS: 65", r"MEASURE_PROMPTS must be at most EVAL_PROMPTS \(64\), got 65"),
         ("TINY_EVERY: 7\nMEASURE_LAYERS: [9]", "TINY_STEPS .*; MEASURE_LAYERS"),
         ("DTYPE: float16", "parameter DTYPE"),
         ("- a list", "flat mapping"),

@@ -92,8 +92,10 @@ def test_prompts_that_this_tokenizer_cannot_make(folder):
 
 @pytest.mark.parametrize("ladder_of", ["tiny", "ladder"])
 def test_a_pool_with_nothing_left(folder, ladder_of):
-    refused("POOL_PROMPTS: all 32 prompts drawn are held out", LADDER=ladder_of, FILLER=0)
-    require(LADDER=ladder_of, FILLER=0, EVAL_PROMPTS=2, MEASURE_PROMPTS=2)  # four texts, two of them held out
+    refused("MEASURE_PROMPTS: all 8 prompts drawn are used", LADDER=ladder_of, FILLER=0)
+    four = {"LADDER": ladder_of, "FILLER": 0, "EVAL_PROMPTS": 2}  # four texts, two of them held out
+    refused("POOL_PROMPTS: all 32 prompts drawn are used", **four, MEASURE_PROMPTS=16)
+    require(**{**four, "EVAL_PROMPTS": 1}, MEASURE_PROMPTS=2)
     require(LADDER=ladder_of, FILLER=1)
 
 

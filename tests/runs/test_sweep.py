@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import shutil
 
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from replicate import files, identity, kernels
 from replicate.ladder import pretrain
 from replicate.ladder.checkpoints import open_ladder
-from replicate.runs import jobs, prompts, sweep, tables
+from replicate.rl import trainer
+from replicate.rl.prompts import evaluate
+from replicate.runs import forecast, jobs, measurement, prompts, sweep, tables
 from replicate.runs.params import SECTIONS, ScaleParameters
 from replicate.runs.store import content, key_of
 from replicate.settings.run import Run
@@ -267,21 +270,42 @@ def test_every_section_is_used():
 def test_gains_are_differences_to_the_start_on_held_out_prompts(params):
     run(params)
     found = tables.load(params, jobs.ladder(params))
-    base = found.checkpoints.set_index("step").reward
     for row in found.gains.itertuples():
-        assert row.gain == pytest.approx(row.reward - base[row.step], abs=1e-6)
+        model = jobs.ladder(params).at(row.step).model()
+        start = evaluate(model, jobs.held_out(params, jobs.ladder(params).at(row.step))).correct
+        assert row.start == pytest.approx(start.double().mean().item(), abs=1e-6)
+        assert row.gain == pytest.approx(row.reward - row.start, abs=1e-12)
     frame = tables.per_checkpoint(found)
     assert frame.gain.tolist() == pytest.approx(found.gains.groupby("step").gain.mean().tolist())
     assert (frame.S - (frame.V - frame.delta) * frame.H).abs().max() < 1e-12
 
 
-def test_pool_and_held_out_prompts_are_disjoint(params):
+def test_prompts_to_evaluate_to_measure_and_to_learn_from_are_disjoint(params):
     checkpoint = jobs.ladder(params).checkpoints[0]
-    crowded = params.model_copy(update={"FILLER": 0, "EVAL_PROMPTS": 3})
-    held_out = jobs.held_out(crowded, checkpoint)
-    pool = prompts.pool(crowded.section(Task), crowded.POOL_PROMPTS, checkpoint, "cpu")
-    assert len(pool) > 0
-    assert not set(pool.text) & set(held_out.text)
+    crowded = params.model_copy(
+        update={"FILLER": 1, "EVAL_PROMPTS": 200, "MEASURE_PROMPTS": 200, "POOL_PROMPTS": 400}
+    )
+    sets = [set(draw(crowded, checkpoint).text) for draw in (jobs.held_out, jobs.measured, jobs.pool)]
+    assert all(sets)
+    for one, two in itertools.combinations(sets, 2):
+        assert not one & two
+    without = prompts._draw(crowded.section(Task), checkpoint, 400, prompts._POOL)
+    assert set(without.text) & sets[0]  # crowded enough for the test to mean something
+    assert set(without.text) & sets[1]
+
+
+def test_checkpoints_share_no_random_numbers(params, monkeypatch):
+    """Each checkpoint is measured, forecast and trained with streams of its own, and the same ones every time."""
+    seen = []
+    for module in (measurement, forecast, trainer.streams):
+        real = module.generator
+        monkeypatch.setattr(
+            module, "generator", lambda *names, real=real, **how: seen.append(names) or real(*names, **how)
+        )
+    run(params)
+    names = {(experiment, sha) for _, sha, experiment in seen}
+    ladder = jobs.ladder(params)
+    assert names == {(e, c.sha) for e in ("measure", "forecast", "grpo") for c in ladder}
 
 
 def test_unknown_engine_is_refused(params):

@@ -5,15 +5,11 @@ At an answer position with state s and label y, two costates are taken on the sa
 - the *pathwise* costate lambda_i = dR(a_i)/ds, the reward differentiated through the action;
 - the *empirical* costate lambda^_i = A_i dlog pi(a_i | s)/ds, the reward detached (Def. 2 with one answer token).
 
-Two action models:
-
-- ``"categorical"``: a_i ~ pi(. | s), R = 1[a_i = y]. A sampled token has no pathwise derivative; the pathwise
-  costate is that of the soft token, d pi_y/ds, which is the value gradient g itself, the same for all i.
-- ``"shift"``: a_i = z + sigma xi_i on the logits, R = softmax(a_i)_y, the shift policy of Lemma 1; g = E lambda_i.
-
-Per prompt (26), (24): V = E|lambda|^2, Delta = E|lambda^ - lambda|^2, kappa = E<lambda^, lambda>, over matched
-samples; and the same of the conditional means given the prompt (``V_mean`` = |g|^2, ``delta_mean``, ``kappa_mean``),
-in closed form for the categorical model and by unbiased pair averages for the shift policy.
+What an action a_i is, and how it is differentiated, :mod:`replicate.impact.samples` says. Per prompt (26), (24):
+V = E|lambda|^2, Delta = E|lambda^ - lambda|^2, kappa = E<lambda^, lambda>, over matched samples; and the same of the
+conditional means given the prompt (``V_mean``, ``delta_mean``, ``kappa_mean``): in closed form where there is one
+(Lemma 1 and A4 give E lambda^ = c g with a known c), otherwise without bias from pairs of independent samples, or from
+the two groups where the samples of a group are tied together by their advantages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,16 +22,22 @@ from torch import Tensor, nn
 
 from replicate.checks import one_of
 from replicate.impact.headrooms import KINDS, PRIMARY_HEADROOM, column_of, headrooms, sample_headrooms
-from replicate.models.answer import AnswerPass, answer_pass, pull_back
+from replicate.impact.samples import GROUPS, Noise, Samples, draw
+from replicate.models.answer import answer_pass
 from replicate.models.hooks import FINAL
-from replicate.models.logits import entropy, log_policy
+from replicate.models.logits import entropy
 from replicate.rl.grpo import group_advantages
-from replicate.rl.prompts import Prompts
 
-PolicyName = Literal["categorical", "shift"]
 Advantage = Literal["leave_one_out", "mean", "grpo", "reward"]
 
 _EPS = 1e-4
+
+# c with E lambda^ = c g where it depends on nothing but the size of the group.
+_CONSTANT = {
+    "reward": lambda group: 1.0,
+    "leave_one_out": lambda group: 1.0,
+    "mean": lambda group: 1 - 1 / group,
+}
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,18 @@ def components(
     generator: torch.Generator,
     vocab: int | None = None,
     sigma: float = 1.0,
+    temperature: float = 1.0,
     advantage: str = "leave_one_out",
     batch: int = 64,
 ) -> Components:
     """Measures V, Delta, kappa, headroom, entropy and reward of ``model`` at ``layer`` on label-copying prompts.
 
     Layers are numbered as :data:`~replicate.models.hooks.FINAL` says, which is the default.
-    ``prompts`` are token ids of one length, ``labels`` the right answers, ``group_size`` the samples per prompt,
-    ``vocab`` the number of token ids in use (default: all the model's rows), ``sigma`` the noise of the shift policy
-    in logits, ``advantage`` what multiplies the score: the reward minus the mean of the others (unbiased, in the
-    reward's units: the default), minus the group's mean, that over the group's std (GRPO), or the bare reward.
+    ``prompts`` are token ids of one length, ``labels`` the right answers, ``group_size`` the samples of each of the two
+    groups of a prompt, ``vocab`` the number of token ids in use (default: all the model's rows), ``sigma`` the noise of
+    the shift policy in logits, ``temperature`` that of the Gumbel relaxation, ``advantage`` what multiplies the score:
+    the reward minus the mean of the others (unbiased, in the reward's units: the default), minus the group's mean, that
+    over the group's std (GRPO), or the bare reward.
     One forward pass and, below the final state, one batched backward pass through activations.
     """
     one_of("advantage", advantage, get_args(Advantage))
@@ -103,7 +107,7 @@ def components(
         policy=policy,
         generator=generator,
         vocab=vocab,
-        sigma=sigma,
+        noise=Noise(sigma, temperature),
         kinds=(advantage,),
         batch=batch,
     )[advantage]
@@ -119,12 +123,11 @@ def components_by_advantage(
     policy: str,
     generator: torch.Generator,
     vocab: int | None,
-    sigma: float,
+    noise: Noise,
     kinds: Sequence[str] = get_args(Advantage),
     batch: int = 64,
 ) -> dict[str, Components]:
     """:func:`components` under several advantages from the same passes: A_i scales a score that is pulled back once."""
-    one_of("policy", policy, get_args(PolicyName))
     if group_size < 2:
         raise ValueError(f"group_size: expected at least 2 samples a prompt, got {group_size}")
     if prompts.ndim != 2 or labels.shape != prompts.shape[:1] or len(labels) == 0:
@@ -132,15 +135,18 @@ def components_by_advantage(
             f"prompts, labels: expected [prompts, length] and [prompts], at least one, got {list(prompts.shape)} and "
             f"{list(labels.shape)}"
         )
-    if not sigma > 0:
-        raise ValueError(f"sigma: expected a positive number, got {sigma}")
     parts: dict[str, list[dict[str, Tensor]]] = {kind: [] for kind in kinds}
     for rows, answers in zip(prompts.split(batch), labels.split(batch), strict=True):
         answer = answer_pass(model, rows, layer=layer)
-        if policy == "categorical":
-            samples = _categorical(answer, answers, vocab, group_size, generator)
-        else:
-            samples = _shift(answer, answers, vocab, group_size, sigma, generator)
+        samples = draw(
+            answer,
+            answers,
+            policy=policy,
+            vocab=vocab,
+            group=group_size,
+            noise=noise,
+            generator=generator,
+        )
         for kind in kinds:
             parts[kind].append(_summary(samples, kind))
     return {kind: _collect(found, layer) for kind, found in parts.items()}
@@ -155,54 +161,11 @@ def _collect(parts: list[dict[str, Tensor]], layer: int) -> Components:
     return Components(**means, headrooms=found, per_prompt=table)
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """Costates of one batch of prompts: ``pathwise`` and ``scores`` [samples, prompts, state] (one pathwise row if it
-    is the same for all samples), ``rewards`` [prompts, samples], ``p`` [prompts] pi(y | q) for the categorical model.
-    """
-
-    pathwise: Tensor
-    scores: Tensor
-    rewards: Tensor
-    log_probs: Tensor
-    p: Tensor | None
-
-
-def _categorical(answer, labels, vocab, group, generator) -> _Samples:
-    log_probs, head = _head_inputs(answer, vocab)
-    probs = log_probs.exp()
-    uniforms = torch.rand(
-        len(labels), group, generator=generator, device=generator.device, dtype=torch.float64
-    )
-    cumulated = probs.double().cumsum(-1)
-    drawn = torch.searchsorted(cumulated, uniforms * cumulated[:, -1:], right=True).clamp(
-        max=probs.shape[-1] - 1
-    )
-    mean_row = probs @ head
-    scores = head[drawn] - mean_row[:, None]  # dlog pi(a)/dh = W_a - sum_b pi_b W_b at the final state
-    correct = probs.gather(1, labels[:, None])
-    pathwise = correct * (head[labels] - mean_row)  # d pi_y / dh
-    costates = pull_back(answer, torch.cat([pathwise[None], scores.transpose(0, 1)]))
-    rewards = (drawn == labels[:, None]).to(probs.dtype)
-    return _Samples(costates[:1], costates[1:], rewards, log_probs, correct[:, 0])
-
-
-def _shift(answer, labels, vocab, group, sigma, generator) -> _Samples:
-    log_probs, head = _head_inputs(answer, vocab)
-    shape = (len(labels), group, log_probs.shape[-1])
-    xi = torch.randn(shape, generator=generator, device=generator.device, dtype=log_probs.dtype)
-    soft = (log_probs[:, None] + sigma * xi).softmax(-1)  # softmax(a); log pi and z differ by a constant
-    rewards = soft.gather(-1, labels[:, None, None].expand(-1, group, 1)).squeeze(-1)
-    pathwise = rewards[..., None] * (head[labels][:, None] - soft @ head)  # dR(a)/dh
-    scores = xi @ head / sigma  # dlog p(a | z)/dh = W^T xi / sigma
-    both = pull_back(answer, torch.cat([pathwise, scores], dim=1).transpose(0, 1))
-    return _Samples(both[:group], both[group:], rewards, log_probs, None)
-
-
-def _summary(samples: _Samples, kind: str) -> dict[str, Tensor]:
+def _summary(samples: Samples, kind: str) -> dict[str, Tensor]:
     """The columns of :class:`Components` per prompt, under one advantage."""
-    pathwise, group = samples.pathwise, samples.rewards.shape[1]
-    empirical = advantages(samples.rewards, kind=kind).T[..., None] * samples.scores  # (14), one answer token
+    pathwise, rewards = samples.pathwise, samples.rewards
+    weights = advantages(rewards.flatten(0, 1), kind=kind).view_as(rewards)
+    empirical = weights.flatten(1).T[..., None] * samples.scores  # (14), one answer token
     matched = {  # (26) and (24) over matched samples
         "V": pathwise.square().sum(-1).mean(0),
         "delta": (empirical - pathwise).square().sum(-1).mean(0),
@@ -210,36 +173,44 @@ def _summary(samples: _Samples, kind: str) -> dict[str, Tensor]:
         "empirical": empirical.square().sum(-1).mean(0),
     }
     if samples.p is not None:
-        strength, V = expected_gain(samples.p, group, kind=kind), matched["V"]
-        means = {"V_mean": V, "delta_mean": (strength - 1).square() * V, "kappa_mean": strength * V}
         spread = {**_columns(headrooms(samples.p)), "reward": samples.p}
     else:
-        gap, V = empirical - pathwise, _pairs(pathwise, pathwise)
-        # The baseline ties the samples of a group together: E<lambda^_i, lambda^_j> exceeds |g|^2 by this share.
-        tie = {"leave_one_out": 1 / (group - 1) ** 2, "mean": 1 / group**2}.get(kind, 0.0)
-        means = {
-            "V_mean": V,
-            "delta_mean": _pairs(gap, gap) - tie * V,
-            "kappa_mean": _pairs(empirical, pathwise),
-        }
-        spread = {**_columns(sample_headrooms(samples.rewards)), "reward": samples.rewards.mean(1)}
-    return {**matched, **means, **spread, "entropy": entropy(samples.log_probs)}
+        found = rewards.flatten(1)
+        spread = {**_columns(sample_headrooms(found)), "reward": found.mean(1)}
+    return {**matched, **_means(samples, empirical, kind), **spread, "entropy": entropy(samples.log_probs)}
+
+
+def _means(samples: Samples, empirical: Tensor, kind: str) -> dict[str, Tensor]:
+    """V, Delta and kappa of the conditional means: |E lambda|^2, |E lambda^ - E lambda|^2, <E lambda^, E lambda>."""
+    pathwise, group = samples.pathwise, samples.rewards.shape[2]
+    V = pathwise[0].square().sum(-1) if len(pathwise) == 1 else _pairs(pathwise)
+    if samples.p is not None:  # E lambda^ = c g by A4, and g is known
+        c, g = expected_gain(samples.p, group, kind=kind), samples.gradient
+        kappa = c * (g * pathwise.mean(0)).sum(-1)
+        square = c.square() * g.square().sum(-1)
+    elif (c := _CONSTANT.get(kind)) is not None:  # E lambda^ = c g by Lemma 1, and g = E lambda
+        kappa, square = c(group) * V, c(group) ** 2 * V
+    else:
+        ours, theirs = (x.unflatten(0, (GROUPS, group)).mean(1) for x in (empirical, pathwise))
+        kappa = ((ours[0] * theirs[1]).sum(-1) + (ours[1] * theirs[0]).sum(-1)) / 2
+        square = (ours[0] * ours[1]).sum(-1)
+    delta = square - 2 * kappa + V
+    # Where lambda^ is unbiased the difference of equals is round-off; its own closed form is exact.
+    if samples.p is None and kind in _CONSTANT:
+        delta = (_CONSTANT[kind](group) - 1) ** 2 * V
+    elif samples.p is not None and len(pathwise) == 1:
+        delta = (c - 1).square() * V
+    return {"V_mean": V, "delta_mean": delta, "kappa_mean": kappa}
 
 
 def _columns(by_kind: dict[str, Tensor]) -> dict[str, Tensor]:
     return {column_of(kind): x for kind, x in by_kind.items()}
 
 
-def _head_inputs(answer: AnswerPass, vocab: int | None) -> tuple[Tensor, Tensor]:
-    rows = vocab or answer.head.shape[0]
-    log_probs = log_policy(answer.logits, vocab=rows)
-    return log_probs, answer.head[:rows].to(log_probs.dtype)
-
-
-def _pairs(one, two) -> Float[Tensor, " prompts"]:
-    """Unbiased estimate of <E one, E two> from samples [samples, prompts, state]: the average over pairs i != j."""
-    n = len(one)
-    return ((one.sum(0) * two.sum(0)).sum(-1) - (one * two).sum((0, -1))) / (n * (n - 1))
+def _pairs(samples: Float[Tensor, "samples prompts state"]) -> Float[Tensor, " prompts"]:
+    """Unbiased estimate of |E x|^2 from independent samples: the average over pairs i != j."""
+    n = len(samples)
+    return (samples.sum(0).square().sum(-1) - samples.square().sum((0, -1))) / (n * (n - 1))
 
 
 def advantages(rewards: Float[Tensor, "prompts group"], *, kind: str) -> Float[Tensor, "prompts group"]:
@@ -257,10 +228,8 @@ def expected_gain(p: Float[Tensor, " prompts"], group: int, *, kind: str) -> Flo
     1 without a baseline and with leave-one-out, 1 - 1/group with the group's own mean; with the std it depends on p,
     through a sum over the successes K ~ Binomial(group - 1, p) of the others.
     """
-    if kind in ("reward", "leave_one_out"):
-        return torch.ones_like(p)
-    if kind == "mean":
-        return torch.full_like(p, 1 - 1 / group)
+    if kind in _CONSTANT:
+        return torch.full_like(p, _CONSTANT[kind](group))
     others = torch.arange(group, device=p.device, dtype=p.dtype)
     log_choose = (
         torch.lgamma(others.new_tensor(group)) - torch.lgamma(others + 1) - torch.lgamma(group - others)
@@ -277,16 +246,3 @@ def _normalised(successes: Tensor, group: int) -> tuple[Tensor, Tensor]:
     mean = successes / group
     std = (mean * (1 - mean) * group / (group - 1)).sqrt()
     return (1 - mean) / (std + _EPS), -mean / (std + _EPS)
-
-
-def gradient_norm_squared(model: nn.Module, prompts: Prompts, *, batch: int = 64) -> float:
-    """|grad_theta J|^2, the squared norm of the objective's gradient in parameter space (a baseline of audit A10)."""
-    parameters = list(model.parameters())
-    total = [torch.zeros_like(p) for p in parameters]
-    for start in range(0, len(prompts), batch):
-        part = prompts.select(torch.arange(start, min(start + batch, len(prompts))))
-        logits = model(input_ids=part.tokens, logits_to_keep=1, use_cache=False).logits[:, -1]
-        log_probs = log_policy(logits, vocab=part.vocab)
-        objective = log_probs.gather(1, part.labels[:, None]).exp().sum() / len(prompts)
-        torch._foreach_add_(total, torch.autograd.grad(objective, parameters))
-    return sum(g.double().square().sum().item() for g in total)

@@ -5,6 +5,7 @@ Training is a pure function of :class:`~replicate.settings.tiny_ladder.TinyLadde
 machine.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers.utils import logging
@@ -42,6 +44,21 @@ def inputs(spec: TinyLadder) -> dict[str, Any]:
     return {"spec": spec.model_dump(), **identity.identity(__name__)}
 
 
+def folder_of(spec: TinyLadder, folder: str | os.PathLike) -> Path:
+    """Where the ladder of ``spec`` stands, or would stand, under ``folder``."""
+    return Path(folder) / key(spec)
+
+
+def is_done(root: Path) -> bool:
+    """Whether the ladder in ``root`` was trained to its end."""
+    return (root / "LADDER").is_file()
+
+
+def steps(spec: TinyLadder) -> range:
+    """The steps at which the ladder has a checkpoint."""
+    return range(0, spec.steps + 1, spec.every)
+
+
 def train(
     spec: TinyLadder,
     folder: str | os.PathLike,
@@ -55,11 +72,11 @@ def train(
     ask for the same ladder at once wait for the first. ``origin`` says who trains, for the folder's
     ``parameters.json``.
     """
-    root = Path(folder) / key(spec)
-    if not (root / "LADDER").is_file():
+    root = folder_of(spec, folder)
+    if not is_done(root):
         require_writable(root)
         with FileLock(root / ".lock"), fixed_threads():
-            if not (root / "LADDER").is_file():
+            if not is_done(root):
                 _train(spec, root, progress)
                 _finish(spec, root, origin)
     return open_ladder(root)
@@ -76,31 +93,59 @@ def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
         vocab=len(words),
         generator=torch.Generator().manual_seed(spec.seed),
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = _optimizer(model)
     start = _resume(model, optimizer, root)
-    if start == 0:
-        _save(spec, 0, model, optimizer, words, root)
     chain = corpus.prose_chain(spec.seed)
+    if start == 0:
+        _save(spec, 0, model, optimizer, chain, words, root)
     bar = tqdm(
         total=spec.steps, initial=start, desc="pretrain tiny OLMo-2", unit="step", disable=not progress
     )
     with bar:
         for step in range(start, spec.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = spec.learning_rate * min(1.0, (step + 1) / spec.warmup)
-            rng = np.random.default_rng((spec.seed, 2, step))
-            data = corpus.batch(chain, spec, sequences=spec.batch, length=spec.context + 1, rng=rng)
-            tokens = torch.from_numpy(data)
-            logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            loss = _update(spec, step, _rate(spec, step), model, optimizer, chain)
             if (step + 1) % spec.every == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                _save(spec, step + 1, model, optimizer, words, root)
+                _save(spec, step + 1, model, optimizer, chain, words, root)
             bar.update()
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def _rate(spec: TinyLadder, step: int) -> float:
+    return spec.learning_rate * min(1.0, (step + 1) / spec.warmup)
+
+
+def _update(spec: TinyLadder, step: int, rate: float, model, optimizer, chain: corpus.Chain) -> Tensor:
+    """One update with the data of ``step``; returns the loss before it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    rng = np.random.default_rng((spec.seed, 2, step))
+    data = corpus.batch(chain, spec, sequences=spec.batch, length=spec.context + 1, rng=rng)
+    tokens = torch.from_numpy(data)
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def _cooled(spec: TinyLadder, step: int, model, optimizer, chain: corpus.Chain) -> nn.Module:
+    """The model after ``cooldown`` updates more, on the data that come next, with a rate that falls to zero; the trunk,
+    model and optimiser, stays as it is."""
+    if spec.cooldown == 0:
+        return model
+    branch = copy.deepcopy(model)
+    momenta = _optimizer(branch)
+    momenta.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for i in range(spec.cooldown):
+        rate = _rate(spec, step + i) * (1 - i / spec.cooldown)
+        _update(spec, step + i, rate, branch, momenta, chain)
+    return branch
 
 
 def _finish(spec: TinyLadder, root: Path, origin: Mapping[str, Any] | None) -> None:
@@ -108,20 +153,29 @@ def _finish(spec: TinyLadder, root: Path, origin: Mapping[str, Any] | None) -> N
     said = {**inputs(spec), "origin": origin and dict(origin)}
     write_text(root / "parameters.json", json.dumps(said, indent=1, sort_keys=True) + "\n")
     millions = sum(weight.numel() for weight in open_ladder(root).checkpoints[0].model().parameters()) / 1e6
-    write_text(root / "LADDER", f"tiny OLMo-2 architecture trained here ({millions:.2f} M parameters)\n")
+    cooled = ", every rung cooled down" if spec.cooldown else ""
+    write_text(
+        root / "LADDER", f"tiny OLMo-2 architecture trained here ({millions:.2f} M parameters{cooled})\n"
+    )
     (root / "resume.pt").unlink(missing_ok=True)
 
 
-def _save(spec: TinyLadder, step: int, model, optimizer, words, root: Path) -> None:
-    final = root / snapshot_name(step, step * spec.batch * spec.context)
-    part = root / f".{final.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    words.save_pretrained(part)
-    sync_folder(part, contents=True)
-    shutil.rmtree(final, ignore_errors=True)  # left by a run that was killed right here
-    part.rename(final)
-    sync_folder(root)
+def tokens_at(spec: TinyLadder, step: int) -> int:
+    """What the checkpoint at ``step`` of the trunk has read, the branch in which it was cooled down included."""
+    return (step + spec.cooldown) * spec.batch * spec.context
+
+
+def _save(spec: TinyLadder, step: int, model, optimizer, chain, words, root: Path) -> None:
+    final = root / snapshot_name(step, tokens_at(spec, step))
+    # One that a run left which was killed right here is whole, and may be in use already.
+    if not final.exists():
+        part = root / f".{final.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        _cooled(spec, step, model, optimizer, chain).save_pretrained(part)
+        words.save_pretrained(part)
+        sync_folder(part, contents=True)
+        part.rename(final)
+        sync_folder(root)
     # The state to resume from comes after the snapshot: a kill in between only repeats these steps.
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     with replacing(root / "resume.pt") as handle:

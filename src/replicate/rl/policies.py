@@ -49,7 +49,7 @@ class StackedPolicy:
         if lanes < 1:
             raise ValueError(f"lanes: expected at least 1, got {lanes}")
         require_eager(model, "a stack of lanes")
-        _train_padding_row(model)
+        train_padding_row(model)
         self.model, self.lanes = model, lanes
         named = dict(model.named_parameters())
         self._names = list(named)
@@ -99,7 +99,7 @@ class SinglePolicy:
     lanes = 1
 
     def __init__(self, model: nn.Module) -> None:
-        _train_padding_row(model)
+        train_padding_row(model)
         self.model = model
 
     def parameters(self) -> list[Tensor]:
@@ -128,9 +128,12 @@ def repeat_cache(cache: Cache, group: int) -> Cache:
     return [(k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)) for k, v in cache]
 
 
-def _train_padding_row(model: nn.Module) -> None:
-    # An embedding with a padding index gives that row no gradient, under vmap in lane 0 only. Prompts hold no padding
-    # here, so a row that is read is a token like any other, in every lane.
+def train_padding_row(model: nn.Module) -> None:
+    """Lets the padding token's embedding have a gradient like any other's.
+
+    An embedding with a padding index gives that row no gradient, under vmap in lane 0 only. Prompts hold no padding
+    here, so a row that is read is a token like any other, in every lane.
+    """
     model.get_input_embeddings().padding_idx = None
 
 

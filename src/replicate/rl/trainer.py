@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from replicate import streams
 from replicate.models.logits import log_policy
 from replicate.rl.grpo import group_advantages, k3, surrogate_loss
 from replicate.rl.policies import Policy
@@ -40,13 +41,14 @@ def train(
     budgets: Sequence[int],
     horizon: int = 1,
     reward: Reward = exact_match,
+    stream: str = "",
 ) -> list[Curve]:
     """Runs max(budgets) GRPO updates from the policy's present weights, one lane per seed; one curve per seed.
 
     Prompts come from ``pool``, answers have ``horizon`` tokens; J, entropy and the exact KL to the start are measured
     on ``held_out`` before the first update (budget 0) and after each of ``budgets`` updates. ``reference`` (frozen) is
-    called only if its KL weighs something. Raises ``ValueError`` if a lane's loss or gradient is not finite, naming
-    seed and update.
+    called only if its KL weighs something. A lane's random numbers belong to its seed and ``stream``. Raises
+    ``ValueError`` if a lane's loss or gradient is not finite, naming seed and update.
     """
     if policy.lanes != len(seeds):
         raise ValueError(f"seeds: expected one per lane ({policy.lanes}), got {len(seeds)}")
@@ -56,7 +58,7 @@ def train(
         raise ValueError(f"horizon: expected at least one token, got {horizon}")
     if set(pool.text) & set(held_out.text):
         raise ValueError("held_out: expected prompts that are not in the pool, got some that are")
-    draws = [torch.Generator(device=pool.tokens.device).manual_seed(_stream(seed)) for seed in seeds]
+    draws = [streams.generator(seed, stream, "grpo", device=pool.tokens.device) for seed in seeds]
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -64,7 +66,7 @@ def train(
     start = _held_out_log_policy(policy, held_out)
     _measure(curves, 0, start, start, held_out)
     for update in range(1, max(budgets) + 1):
-        batch = _sampled(policy, reference, pool, config, draws, horizon, reward)
+        batch = sampled(policy, reference, pool, config, draws, horizon, reward)
         for curve, metrics in zip(curves, _update(policy, optimizer, batch, config), strict=True):
             if not all(map(math.isfinite, metrics.values())):
                 raise ValueError(f"seed {curve.seed}: update {update} of GRPO is not finite: {metrics}")
@@ -95,8 +97,9 @@ class Batch:
     vocab: int
 
 
-def _sampled(policy, reference, pool, config, draws, horizon, reward) -> Batch:
-    """Draws prompts and completions and rates them."""
+def sampled(policy, reference, pool, config, draws, horizon, reward) -> Batch:
+    """One update's samples: each lane draws prompts and completions from its generator of ``draws``, and has them
+    rated."""
     chosen = torch.stack([_choose(len(pool), config.prompts, g) for g in draws])
     tokens, labels = pool.tokens[chosen], pool.labels[chosen]
     shape = (config.prompts, config.group_size, horizon)
@@ -119,18 +122,18 @@ def _update(policy, optimizer, batch: Batch, config: GRPO) -> list[dict[str, flo
     for iteration in range(config.iterations):
         if iteration > 0:
             logp = log_probs_of(policy, batch.prompts, batch.rollout.tokens, vocab=batch.vocab).flatten(1, 2)
-        losses = _losses(logp, batch, config)
+        loss = losses(logp, batch, config)
         optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
+        loss.sum().backward()
         norms = policy.clip_gradients(config.max_grad_norm or None)
         optimizer.step()
-    return _metrics(batch, config, logp.detach(), losses.detach(), norms)
+    return _metrics(batch, config, logp.detach(), loss.detach(), norms)
 
 
-def _losses(logp: Completions, batch: Batch, config: GRPO) -> Float[Tensor, " lanes"]:
+def losses(logp: Completions, batch: Batch, config: GRPO) -> Float[Tensor, " lanes"]:
     """Minus objective (1), lane by lane."""
     mask = torch.ones_like(batch.old[0], dtype=torch.bool)
-    losses = [
+    found = [
         surrogate_loss(
             logp[lane],
             batch.old[lane],
@@ -144,16 +147,16 @@ def _losses(logp: Completions, batch: Batch, config: GRPO) -> Float[Tensor, " la
         )
         for lane in range(len(logp))
     ]
-    return torch.stack(losses)
+    return torch.stack(found)
 
 
-def _metrics(batch: Batch, config: GRPO, logp: Completions, losses, norms) -> list[dict[str, float]]:
+def _metrics(batch: Batch, config: GRPO, logp: Completions, loss, norms) -> list[dict[str, float]]:
     """What is kept of an update, per lane. ``null_groups``: the share of groups whose equal rewards teach nothing."""
     ratio = (logp - batch.old).exp()
     groups = batch.advantages.unflatten(1, (-1, config.group_size))
     columns = {
         "reward": batch.rewards.mean(1),
-        "loss": losses,
+        "loss": loss,
         "grad_norm": norms,
         "entropy": batch.rollout.entropy.flatten(1).mean(1),
         "clip_fraction": ((ratio - 1).abs() > config.clip).float().flatten(1).mean(1),
@@ -193,10 +196,3 @@ def _measure(curves, update, now, start, held_out) -> None:
 
 def _choose(total: int, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
     return torch.randint(total, (count,), generator=generator, device=generator.device)
-
-
-def _stream(seed: int) -> int:
-    # Neighbouring seeds of a Mersenne twister are not safely independent; a hash of the seed is.
-    import numpy as np
-
-    return int(np.random.SeedSequence((seed, 3)).generate_state(1, dtype=np.uint64)[0] >> 1)

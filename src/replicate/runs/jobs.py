@@ -17,15 +17,15 @@ from replicate.ladder.checkpoints import Checkpoint, Ladder, open_ladder
 from replicate.ladder.pretrain import train
 from replicate.rl import tasks
 from replicate.rl.prompts import Prompts
-from replicate.runs import measurement, paths, prompts, provenance, response
+from replicate.runs import forecast, measurement, paths, prompts, provenance, response
 from replicate.runs.params import ScaleParameters
 from replicate.settings.run import Run
 from replicate.settings.task import Task
 from replicate.settings.tiny_ladder import TinyLadder
 
-Experiment = Literal["measure", "rl"]
+Experiment = Literal["measure", "rl", "forecast"]
 
-MODULES: dict[Experiment, ModuleType] = {"measure": measurement, "rl": response}
+MODULES: dict[Experiment, ModuleType] = {"measure": measurement, "rl": response, "forecast": forecast}
 EXPERIMENTS: tuple[Experiment, ...] = tuple(MODULES)
 
 
@@ -69,6 +69,11 @@ def run(
 def held_out(params: ScaleParameters, checkpoint: Checkpoint) -> Prompts:
     """The held-out prompts, on the parameters' device."""
     return prompts.held_out(params.section(Task), checkpoint, params.DEVICE)
+
+
+def measured(params: ScaleParameters, checkpoint: Checkpoint) -> Prompts:
+    """The prompts on which a checkpoint is measured, on the parameters' device."""
+    return prompts.measured(params.section(Task), checkpoint, params.DEVICE)
 
 
 def pool(params: ScaleParameters, checkpoint: Checkpoint) -> Prompts:

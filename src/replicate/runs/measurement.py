@@ -6,13 +6,16 @@ from typing import Any, get_args
 import torch
 from pydantic import BaseModel
 
-from replicate.impact.measured import PolicyName, components_by_advantage, gradient_norm_squared
+from replicate.impact.forecast import gradient_norm_squared
+from replicate.impact.measured import components_by_advantage
+from replicate.impact.samples import Noise, PolicyName
 from replicate.ladder.checkpoints import Checkpoint
 from replicate.rl.prompts import Prompts, evaluate
 from replicate.runs import prompts
 from replicate.settings.machine import Machine
 from replicate.settings.measurement import Measurement
 from replicate.settings.task import Task
+from replicate.streams import generator
 from replicate.threads import fixed_threads
 
 
@@ -33,21 +36,21 @@ def run(settings: Settings, checkpoint: Checkpoint, seeds: Sequence[int]) -> dic
 def _measure(settings: Settings, checkpoint: Checkpoint, seed: int) -> dict[str, Any]:
     machine = settings.machine
     model = checkpoint.model(dtype=getattr(torch, machine.dtype), device=machine.device)
-    held_out = prompts.held_out(settings.task, checkpoint, machine.device)
-    found = evaluate(model, held_out)
-    chosen = held_out.select(torch.arange(min(settings.measurement.prompts, len(held_out))))
+    chosen = prompts.measured(settings.task, checkpoint, machine.device)
+    found = evaluate(model, chosen)
     return {
         "reward": found.correct.double().mean().item(),
         "label_mass": found.label_mass.double().mean().item(),
         "entropy": found.entropy.double().mean().item(),
         "top": found.top.double().mean().item(),
         "gradient_norm_squared": gradient_norm_squared(model, chosen),
-        "readings": list(_readings(settings, model, chosen, seed)),
+        "readings": list(_readings(settings, model, chosen, (seed, checkpoint.sha, "measure"))),
     }
 
 
-def _readings(settings: Settings, model, chosen: Prompts, seed: int) -> Iterator[dict[str, Any]]:
+def _readings(settings: Settings, model, chosen: Prompts, stream: tuple) -> Iterator[dict[str, Any]]:
     """A row per state layer, action model and advantage."""
+    noise = Noise(settings.measurement.sigma, settings.measurement.temperature)
     for layer in settings.measurement.layers:
         for policy in get_args(PolicyName):
             measured = components_by_advantage(
@@ -57,10 +60,10 @@ def _readings(settings: Settings, model, chosen: Prompts, seed: int) -> Iterator
                 layer=layer,
                 group_size=settings.measurement.group,
                 policy=policy,
-                # The same stream for every reading: matched samples.
-                generator=torch.Generator(device=settings.machine.device).manual_seed(seed),
+                # The same stream for every reading, matched samples; another one at every checkpoint.
+                generator=generator(*stream, device=settings.machine.device),
                 vocab=chosen.vocab,
-                sigma=settings.measurement.sigma,
+                noise=noise,
             )
             for advantage, found in measured.items():
                 yield {"layer": layer, "policy": policy, "advantage": advantage, **found.row()}

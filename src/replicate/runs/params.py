@@ -121,8 +121,6 @@ def _complaints(p: Any) -> Iterator[str]:
             yield from values.complaints(section.flat_name)
     if p.TASK not in tasks.names():
         yield f"TASK must be one of {', '.join(tasks.names())}, got {shown(p.TASK)}"
-    if p.MEASURE_PROMPTS > p.EVAL_PROMPTS:
-        yield f"MEASURE_PROMPTS must be at most EVAL_PROMPTS ({p.EVAL_PROMPTS}), got {p.MEASURE_PROMPTS}"
     if p.LADDER == "tiny" and (complaint := layer_complaint(p, p.TINY_LAYERS)):
         yield complaint
 

@@ -59,6 +59,7 @@ def _train(settings: Settings, checkpoint: Checkpoint, seeds: list[int]) -> list
         budgets=sorted(settings.response.budgets),
         horizon=task.HORIZON,
         reward=task.reward,
+        stream=checkpoint.sha,  # so that no two checkpoints share their luck
     )
 
 

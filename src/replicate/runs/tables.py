@@ -9,7 +9,7 @@ import pandas as pd
 
 from replicate.files import replacing, write_text
 from replicate.impact import headrooms
-from replicate.impact.measured import PolicyName
+from replicate.impact.samples import PolicyName
 from replicate.impact.scores import PRIMARY_SIGNAL, SIGNALS, signal
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs.params import ScaleParameters
@@ -44,7 +44,13 @@ def load(params: ScaleParameters, ladder: Ladder) -> Tables:
     base = [{**_where(r), **{k: v for k, v in r["result"].items() if k != "readings"}} for r in measured]
     parts = [{**_where(r), **reading} for r in measured for reading in r["result"]["readings"]]
     gains = [
-        {**_where(r), "seed": r["seed"], **row, "gain": row["reward"] - _start(r)}
+        {
+            **_where(r),
+            "seed": r["seed"],
+            **row,
+            "start": _start(r),
+            "gain": row["reward"] - _start(r),
+        }
         for r in trained
         for row in r["result"]["budgets"]
         if row["budget"] > 0

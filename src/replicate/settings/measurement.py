@@ -10,14 +10,16 @@ from replicate.settings.section import MOST, Section, distinct
 class Measurement(Section):
     """How the costates of section 5 are measured.
 
-    On the first ``prompts`` held-out prompts with ``group`` samples each, at each of ``layers`` (-1: the final state),
-    ``sigma`` being the noise of the shift policy in logits.
+    With two independent groups of ``group`` samples a prompt, at each of ``layers`` (-1: the final state); ``sigma`` is
+    the noise of the shift policy in logits, ``temperature`` that of the Gumbel relaxation. The forecast of RL's gain
+    takes its steps from the gradients of ``batches`` batches as RL draws them.
     """
 
     prefix: ClassVar[str] = "MEASURE_"
     about: ClassVar[str] = "Measurement of the costates; layer -1 is the final state."
 
-    prompts: int = Field(64, ge=1, le=MOST)
-    group: int = Field(16, ge=2, le=MOST)
+    group: int = Field(8, ge=2, le=MOST)
     layers: distinct(-1, MOST) = Field([-1])
     sigma: float = Field(1.0, gt=0, alias="SIGMA")
+    temperature: float = Field(1.0, gt=0, alias="GUMBEL_TEMPERATURE")
+    batches: int = Field(8, ge=2, le=MOST)

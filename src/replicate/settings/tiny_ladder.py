@@ -33,7 +33,8 @@ class TinyLadder(Mixture):
     """Training of the tiny OLMo-2: ``steps`` updates of ``batch`` x ``context`` tokens, a checkpoint every ``every``.
 
     ``layers`` blocks of width ``hidden`` with ``heads`` heads; AdamW with a linear ``warmup`` (updates) to
-    ``learning_rate`` and a constant rate from there. ``seed`` decides the first weights and the data.
+    ``learning_rate`` and a constant rate from there. With a ``cooldown`` every checkpoint is the end of a branch of its
+    own: so many updates more, in which the rate falls to zero. ``seed`` decides the first weights and the data.
     """
 
     about: ClassVar[str] = "The tiny ladder: its corpus, its model, its training."
@@ -48,6 +49,7 @@ class TinyLadder(Mixture):
     batch: int = Field(64, ge=1, le=MOST)
     learning_rate: float = Field(6.0e-3, gt=0)
     warmup: int = Field(50, ge=1, le=MOST)
+    cooldown: int = Field(0, ge=0, le=MOST)
 
     def complaints(self, says: Says) -> Iterator[str]:
         """A number of steps without a last checkpoint, heads that cannot be rotated, and the mixture's."""
