@@ -91,6 +91,43 @@ def sweep(
 
 
 @app.command()
+def study(
+    params: Annotated[Path, typer.Option("-f", "--params", help="Study file.")] = Path("params/study.yaml"),
+    overrides: Overrides = [],  # noqa: B006
+    role: Annotated[list[str], typer.Option(help="Only ladders of this role: development, locked.")] = [
+        "development",
+        "locked",
+    ],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Only ladders of this name.")] = [],  # noqa: B006
+    publish: Annotated[
+        Path | None, typer.Option(help="Afterwards write the small tables into this folder.")
+    ] = None,
+    workers: Workers = 2,
+) -> None:
+    """Several ladders: trains each and runs its jobs; the locked ones only once the preregistration is committed."""
+    from replicate.checks import one_of
+    from replicate.runs import preflight
+    from replicate.runs import study as studies
+
+    for name in role:
+        one_of("--role", name, studies.ROLES)
+    loaded = studies.load(params, schemas.overrides(overrides))
+    entries = loaded.of(role, only)
+    for entry in entries:
+        preflight.require(entry.params, where=f"{params}, ladder {entry.name}")
+    plans = studies.run(loaded, entries, workers=workers)
+    problems = [line for plan in plans for line in plan.outcome.problems()]
+    for plan in plans:
+        typer.echo(f"{plan.name}: {plan.outcome.summary()}")
+    for line in problems:
+        typer.echo(f"failed: {line}", err=True)
+    if publish is not None and not problems:
+        studies.publish(loaded, entries, publish)
+        typer.echo(f"tables of {len(entries)} ladders in {publish}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
 def measure(params: ParamsFile = DEFAULT, overrides: Overrides = []) -> None:  # noqa: B006
     """Runs the measurements only: J_0, costates, headroom."""
     _sweep(_load(params, overrides), ("measure",))

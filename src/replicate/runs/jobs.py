@@ -7,14 +7,15 @@ module and its task's do not import (:mod:`replicate.identity`).
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from replicate import identity
+from replicate.ladder import pretrain
 from replicate.ladder.checkpoints import Checkpoint, Ladder, open_ladder
-from replicate.ladder.pretrain import train
 from replicate.rl import tasks
 from replicate.rl.prompts import Prompts
 from replicate.runs import forecast, measurement, paths, prompts, provenance, response
@@ -35,7 +36,31 @@ def ladder(params: ScaleParameters, *, progress: bool = True) -> Ladder:
     if run.ladder != "tiny":
         return open_ladder(paths.ladder(run.ladder))
     folder, origin = paths.resolve(run.ladder_dir), provenance.environment()
-    return train(params.section(TinyLadder), folder, progress=progress, origin=origin)
+    return pretrain.train(params.section(TinyLadder), folder, progress=progress, origin=origin)
+
+
+def is_there(params: ScaleParameters) -> bool:
+    """Whether the ladder can be opened without training."""
+    return params.LADDER != "tiny" or pretrain.is_done(_tiny_folder(params))
+
+
+def rungs_so_far(params: ScaleParameters) -> list[Checkpoint]:
+    """The checkpoints of the ladder that are there, while it may still be in training."""
+    if params.LADDER != "tiny":
+        return list(ladder(params))
+    folder = _tiny_folder(params)
+    return list(open_ladder(folder)) if any(folder.glob("stage*")) else []
+
+
+def expected_rungs(params: ScaleParameters) -> int:
+    """How many checkpoints the ladder has, or will have."""
+    if is_there(params):
+        return len(ladder(params))
+    return len(pretrain.steps(params.section(TinyLadder)))
+
+
+def _tiny_folder(params: ScaleParameters) -> Path:
+    return pretrain.folder_of(params.section(TinyLadder), paths.resolve(params.LADDER_DIR))
 
 
 def seeds(params: ScaleParameters, experiment: Experiment) -> list[int]:

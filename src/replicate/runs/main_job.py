@@ -11,7 +11,8 @@ from replicate.files import require_writable
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs import fingerprint, jobs, papermill, provenance, tables
 from replicate.runs.params import ScaleParameters
-from replicate.runs.sweep import Outcome, records, run_folder, sweep
+from replicate.runs.sweep import run_folder, sweep
+from replicate.runs.units import Outcome, records
 
 
 @dataclass
@@ -49,10 +50,9 @@ def main_job(
     """Runs everything; a failed job or notebook does not stop the others."""
     clock, folder = provenance.Clock(), run_folder(params)
     require_writable(folder)
-    with clock.stage("ladder"):
+    with clock.stage("ladder and jobs"):
+        outcome = sweep(params, engine=engine, address=address, workers=workers)
         ladder = jobs.ladder(params)
-    with clock.stage("jobs"):
-        outcome = sweep(params, ladder=ladder, engine=engine, address=address, workers=workers)
     without = _save_tables(params, ladder, folder / "tables")
     provenance.write(folder, describe(params, ladder, clock))
     with clock.stage("notebooks"):

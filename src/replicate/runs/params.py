@@ -142,6 +142,12 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) ->
 
     Raises ``ValueError`` with one line that names the file and the key at fault.
     """
+    where = f"{path} with -p" if overrides else str(path)
+    return ScaleParameters.parse({**read_mapping(path), **(overrides or {})}, where=where)
+
+
+def read_mapping(path: str | os.PathLike) -> dict[str, Any]:
+    """What a YAML file says, unchecked but for being a mapping; ``ValueError`` with one line that names the file."""
     try:
         values = strict_yaml.read(_text(Path(path)))
     except ValueError as error:
@@ -149,8 +155,7 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) ->
     if not isinstance(values, dict):
         got = f"expected a flat mapping of parameters (KEY: value), got {shown(values)}"
         raise ValueError(located(str(path), got))
-    where = f"{path} with -p" if overrides else str(path)
-    return ScaleParameters.parse({**values, **(overrides or {})}, where=where)
+    return values
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:

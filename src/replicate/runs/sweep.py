@@ -1,85 +1,91 @@
-"""Running all jobs of a set of parameters: what is done is not done again, what fails is reported and passed over."""
+"""Running all jobs of one or several sets of parameters: what is done is not done again, what fails is reported and
+passed over. A tiny ladder is trained while jobs run on those of its rungs that are there already."""
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from pydantic import BaseModel
 from tqdm import tqdm
 
 from replicate.files import clear_parts, require_writable, write_text
-from replicate.ladder.checkpoints import Checkpoint, Ladder
-from replicate.runs import jobs, paths, preflight, provenance
+from replicate.ladder.checkpoints import Ladder
+from replicate.runs import jobs, paths, preflight
 from replicate.runs.jobs import EXPERIMENTS, Experiment
 from replicate.runs.params import ScaleParameters
-from replicate.runs.store import Damaged, Store, key_of
+from replicate.runs.units import Answer, Outcome, Unit, failed_row, missing, record, store_of, work
 from replicate.runs.workers import attempt, error_line, run_each
-
-Answer = tuple[dict[int, dict[str, Any]], dict[str, Any]]
-"""What comes back from a unit of work: results by seed, and who computed them."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The missing jobs of one checkpoint and one experiment, whose seeds run together, and what they are given.
-
-    ``made_by`` is what the keys say of code, libraries and kernels: whoever does the work must agree.
-    """
-
-    checkpoint: Checkpoint
-    experiment: Experiment
-    keys: dict[int, str]
-    settings: BaseModel
-    made_by: dict[str, Any]
 
 
 @dataclass
-class Outcome:
-    """What a sweep did: how many jobs ran, how many records were there already, and the rows that failed.
+class Plan:
+    """A set of parameters under way: the jobs of which rungs are known, what waits, what became of the rest.
 
-    ``damaged`` has a line for each record that was there, was not what had been written, and was run again.
+    ``name`` is said of its jobs; ``training`` is the state of its ladder, ``"done"`` once no more rungs will come.
     """
 
-    done: int = 0
-    found: int = 0
-    failed: list[dict[str, Any]] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    params: ScaleParameters
+    experiments: Sequence[Experiment]
+    name: str = ""
+    ladder: Ladder | None = None
+    training: str = "waiting"
+    units: list[Unit] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    outcome: Outcome = field(default_factory=Outcome)
 
-    def summary(self) -> str:
-        """One line for people."""
-        again = f", {len(self.damaged)} damaged records run again" if self.damaged else ""
-        return f"{self.done} jobs done, {self.found} found finished, {len(self.failed)} failed{again}"
+    def look(self) -> None:
+        """Adds the jobs of rungs that have come."""
+        rungs = self.ladder or jobs.rungs_so_far(self.params)
+        new = [rung for rung in rungs if rung.name not in self.seen]
+        self.seen |= {rung.name for rung in new}
+        self.units += missing(self.params, new, self.experiments, self.outcome)
 
-    def problems(self) -> list[str]:
-        """One line per failed row."""
-        return [f"{row['experiment']} at {row['checkpoint']}: {row['error']}" for row in self.failed]
+    def train(self, *, progress: bool) -> None:
+        """Opens the ladder, training it in this process if it is not there, and adds its jobs."""
+        self.ladder, self.training = self.ladder or jobs.ladder(self.params, progress=progress), "done"
+        self.look()
 
-
-def store_of(params: ScaleParameters) -> Store:
-    """The record store of a run."""
-    return Store(paths.resolve(params.RUN_DIR) / "records")
-
-
-def job_key(params: ScaleParameters, checkpoint: Checkpoint, experiment: Experiment, seed: int) -> str:
-    """The key of one job: its experiment, seed, settings, the checkpoint's content, and what computes it."""
-    return key_of(_inputs(*_made(params, experiment), checkpoint, experiment, seed))
-
-
-def _made(params: ScaleParameters, experiment: Experiment) -> tuple[BaseModel, dict[str, Any]]:
-    """The experiment's settings, and what computes it."""
-    settings = jobs.settings(params, experiment)
-    return settings, jobs.maker(experiment, settings)
+    def total(self) -> int:
+        """How many jobs the plan has, done and found ones among them."""
+        seeds = sum(len(jobs.seeds(self.params, experiment)) for experiment in self.experiments)
+        return seeds * (len(self.ladder) if self.ladder else jobs.expected_rungs(self.params))
 
 
-def _inputs(settings, made_by, checkpoint, experiment, seed) -> dict[str, Any]:
-    inputs = {"experiment": experiment, "seed": seed, "checkpoint": checkpoint.sha}
-    return {**inputs, "settings": settings.model_dump(), "made_by": made_by}
+class _Pipeline:
+    """The schedule of several plans: each ladder is trained as one task, and a rung's jobs follow when it is there.
+
+    Plans are finished one after another as far as there is work: a worker takes the first task of the first plan that
+    has one.
+    """
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.plans = plans
+        for plan in plans:
+            if plan.ladder or jobs.is_there(plan.params):
+                plan.train(progress=False)
+
+    def take(self) -> tuple[tuple[Plan, Unit | None], tuple[Any]] | None:
+        for plan in self.plans:
+            if plan.training == "waiting":
+                plan.training = "running"
+                return (plan, None), (plan.params,)
+            if not plan.units and plan.training == "running":
+                plan.look()
+            if plan.units:
+                unit = plan.units.pop(0)
+                return (plan, unit), (unit,)
+        return None
+
+    def is_open(self) -> bool:
+        return any(plan.training != "done" or plan.units for plan in self.plans)
+
+
+Result = tuple[Plan, Unit | None, Answer | None, str | None]
+"""What comes back: of which plan and unit (None: its ladder), the answer, or what went wrong in a line."""
 
 
 def sweep(
@@ -87,170 +93,135 @@ def sweep(
     *,
     experiments: Sequence[Experiment] = EXPERIMENTS,
     ladder: Ladder | None = None,
+    **how: Any,
+) -> Outcome:
+    """Runs every job whose record is missing and writes its record at once; ``how`` as in :func:`sweep_all`."""
+    plan = Plan(params, experiments, ladder=ladder)
+    sweep_all([plan], **how)
+    return plan.outcome
+
+
+def sweep_all(
+    plans: Sequence[Plan],
+    *,
     engine: str = "local",
     address: str | None = None,
     workers: int = 1,
     progress: bool = True,
-) -> Outcome:
-    """Runs every job whose record is missing and writes its record at once.
+) -> None:
+    """Runs every job of the plans whose record is missing and writes its record at once; each plan has its outcome.
 
     ``engine`` is ``"local"`` (in this process, or in ``workers`` processes if more than one) or ``"ray"`` (needs the
     extra ``cluster``; ``address`` joins a cluster). Records do not depend on the choice.
     The failures of this sweep are also written to ``RUN_DIR/failures.json``.
     """
     preflight.require_engine(engine)
-    store = store_of(params)
-    for folder in (
-        store.folder.parent,
-        store.folder,
-        *(store.folder / experiment for experiment in experiments),
-    ):
-        require_writable(folder)  # rather than find out when the first job is done
-    ladder = ladder or jobs.ladder(params, progress=progress)
-    with FileLock(store.folder / ".lock"):  # a second sweep of the same run waits, then finds the records
-        units, outcome = _missing(params, ladder, store, experiments)
+    folders = sorted({store_of(plan.params).folder for plan in plans})
+    for folder in folders:  # rather than find out when the first job is done
+        for inner in (folder.parent, folder, *(folder / experiment for experiment in EXPERIMENTS)):
+            require_writable(inner)
+    with ExitStack() as locks:  # a second sweep of the same run waits, then finds the records
+        for folder in folders:
+            locks.enter_context(FileLock(folder / ".lock"))
+            for experiment in EXPERIMENTS:
+                clear_parts(folder / experiment)
         if engine == "ray":
-            answers = _ray(params, units, address)
+            answers = _ray(plans, address, progress)
         else:
-            answers = _local(units) if workers == 1 else _processes(units, workers)
+            answers = _local(plans, progress) if workers == 1 else _processes(plans, workers)
         with closing(answers):
-            _collect(store, units, answers, outcome, progress)
-    return outcome
+            _collect(plans, answers, progress)
+    for folder in folders:
+        rows = [
+            row for plan in plans if store_of(plan.params).folder == folder for row in plan.outcome.failed
+        ]
+        write_text(folder.parent / "failures.json", json.dumps(rows, indent=1) + "\n")
 
 
-def _missing(params, ladder, store, experiments) -> tuple[list[Unit], Outcome]:
-    """The units of work without a sound record, and what was found on the way."""
-    units, outcome = [], Outcome()
-    for experiment in experiments:
-        clear_parts(store.folder / experiment)
-        settings, made_by = _made(params, experiment)
-        for checkpoint in ladder:
-            inputs = {
-                seed: _inputs(settings, made_by, checkpoint, experiment, seed)
-                for seed in jobs.seeds(params, experiment)
-            }
-            keys = {seed: key_of(found) for seed, found in inputs.items()}
-            done = {seed for seed, key in keys.items() if _sound(store, experiment, key, outcome.damaged)}
-            missing = {seed: key for seed, key in keys.items() if seed not in done}
-            outcome.found += len(done)
-            if missing:
-                units.append(Unit(checkpoint, experiment, missing, settings, made_by))
-    for line in outcome.damaged:
-        tqdm.write(f"{line}: run again", file=sys.stderr)
-    return units, outcome
-
-
-def _sound(store: Store, experiment: Experiment, key: str, damaged: list[str]) -> dict[str, Any] | None:
-    """The record if there is a sound one; one that is not sound gets a line in ``damaged``."""
-    try:
-        return store.get(experiment, key)
-    except Damaged as error:
-        damaged.append(_without_home(str(error)))
-        return None
-
-
-def _collect(store: Store, units: Sequence[Unit], answers, outcome: Outcome, progress: bool) -> None:
+def _collect(plans: Sequence[Plan], answers: Iterator[Result], progress: bool) -> None:
     """Writes what comes back at once. A job without a result, or with one that is not finite, becomes a failed row.
 
     A record that cannot be written (a full disk) ends the sweep with one line: no later one could be kept either, and
     what is there stays.
     """
-    total = sum(len(unit.keys) for unit in units)
-    with tqdm(total=total, desc="jobs", unit="job", disable=not progress or not units) as bar:
-        for unit, answer, error in answers:
-            bar.set_postfix_str(f"{unit.experiment} {unit.checkpoint.name}", refresh=False)
-            for seeds, failure in _failures(store, unit, answer, error):
-                outcome.failed.append(_row(unit, seeds, failure))
-                tqdm.write(f"failed: {outcome.problems()[-1]}")
-            bar.update(len(unit.keys))
-    outcome.done += total - sum(len(row["seeds"]) for row in outcome.failed)
-    write_text(store.folder.parent / "failures.json", json.dumps(outcome.failed, indent=1) + "\n")
+    with tqdm(desc="jobs", unit="job", disable=not progress) as bar:
+        for plan, unit, answer, error in answers:
+            if unit is None:
+                _ladder_done(plan, error)
+            else:
+                bar.set_postfix_str(f"{plan.name} {unit.experiment} {unit.checkpoint.name}", refresh=False)
+                for seeds, failure in _failures(plan, unit, answer, error):
+                    plan.outcome.failed.append(failed_row(unit, seeds, failure, plan.name))
+                    tqdm.write(f"failed: {plan.outcome.problems()[-1]}", file=sys.stderr)
+                    plan.outcome.done -= len(seeds)
+                plan.outcome.done += len(unit.keys)
+            bar.total = sum(plan.total() for plan in plans)
+            bar.update(sum(p.outcome.finished() for p in plans) - bar.n)
 
 
-def _failures(store, unit: Unit, answer: Answer | None, error: str | None) -> Iterator[tuple[list[int], str]]:
+def _ladder_done(plan: Plan, error: str | None) -> None:
+    plan.look()
+    plan.training = "done"
+    if error is not None:
+        row = {"experiment": "ladder", "checkpoint": plan.name or "tiny", "step": None, "seeds": []}
+        plan.outcome.failed.append({**row, "error": error})
+        tqdm.write(f"failed: {plan.outcome.problems()[-1]}", file=sys.stderr)
+
+
+def _failures(plan, unit: Unit, answer: Answer | None, error: str | None) -> Iterator[tuple[list[int], str]]:
     """Writes the unit's records; the seeds that have none, and why."""
     if error is not None:
         yield list(unit.keys), error
         return
     results, origin = answer
+    store = store_of(plan.params)
     for seed, key in unit.keys.items():
         try:
-            store.put(unit.experiment, key, _record(unit, seed, results[seed], origin))
+            store.put(unit.experiment, key, record(unit, seed, results[seed], origin))
         except ValueError as wrong:
             yield [seed], f"seed {seed}: {wrong}"
 
 
-def _local(units: Sequence[Unit]) -> Iterator[tuple[Unit, Answer | None, str | None]]:
-    for unit in units:
-        yield unit, *attempt(_work, (unit,))
+def _local(plans: Sequence[Plan], progress: bool) -> Iterator[Result]:
+    for plan in plans:
+        plan.train(progress=progress)
+        while plan.units:
+            unit = plan.units.pop(0)
+            yield plan, unit, *attempt(work, (unit,))
 
 
-def _processes(units: Sequence[Unit], count: int) -> Iterator[tuple[Unit, Answer | None, str | None]]:
-    for index, answer, error in run_each(_work, [(unit,) for unit in units], workers=count):
-        yield units[index], answer, error
+def _processes(plans: Sequence[Plan], count: int) -> Iterator[Result]:
+    for (plan, unit), answer, error in run_each(perform, _Pipeline(plans), workers=count):
+        yield plan, unit, answer, error
 
 
-def _ray(params: ScaleParameters, units: Sequence[Unit], address: str | None):
+def perform(task: Unit | ScaleParameters) -> Answer | None:
+    """What a worker does: the jobs of a unit, or the training of a ladder, whose checkpoints are its answer."""
+    if isinstance(task, Unit):
+        return work(task)
+    jobs.ladder(task, progress=False)
+    return None
+
+
+def _ray(plans: Sequence[Plan], address: str | None, progress: bool) -> Iterator[Result]:
     import ray
 
     ray.init(address=address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
-    # Every job uses its fixed number of threads, and a GPU where the parameters ask for one.
-    remote = ray.remote(num_cpus=1, num_gpus=int(params.DEVICE.startswith("cuda")))(attempt)
-    waiting = {remote.remote(_work, (unit,)): unit for unit in units}
+    waiting = {}
+    for plan in plans:
+        plan.train(progress=progress)
+        # Every job uses its fixed number of threads, and a GPU where the parameters ask for one.
+        remote = ray.remote(num_cpus=1, num_gpus=int(plan.params.DEVICE.startswith("cuda")))(attempt)
+        while plan.units:
+            unit = plan.units.pop(0)
+            waiting[remote.remote(work, (unit,))] = (plan, unit)
     while waiting:
         (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        unit = waiting.pop(ready)
+        plan, unit = waiting.pop(ready)
         try:
-            yield unit, *ray.get(ready)
+            yield plan, unit, *ray.get(ready)
         except ray.exceptions.RayError as error:  # the worker died; the other jobs go on
-            yield unit, None, error_line(error)
-
-
-def _work(unit: Unit) -> Answer:
-    """Does a unit's jobs, wherever this is; refuses where the numbers would not be those that the keys stand for."""
-    if (here := jobs.maker(unit.experiment, unit.settings)) != unit.made_by:
-        differ = [name for name in here if here[name] != unit.made_by[name]]
-        raise ValueError(
-            f"worker: its {', '.join(differ)} differ from the sweep's, start it anew with the same"
-        )
-    start = time.perf_counter()
-    results = jobs.run(unit.experiment, unit.settings, unit.checkpoint, list(unit.keys))
-    seconds = (time.perf_counter() - start) / len(unit.keys)  # seeds run together: to each its share
-    return results, provenance.origin(unit.settings.machine.device, seconds)
-
-
-def _record(unit: Unit, seed: int, result: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
-    checkpoint = {name: getattr(unit.checkpoint, name) for name in ("name", "stage", "step", "tokens", "sha")}
-    inputs = _inputs(unit.settings, unit.made_by, unit.checkpoint, unit.experiment, seed)
-    return {**inputs, "checkpoint": checkpoint, "result": result, "origin": origin}
-
-
-def _row(unit: Unit, seeds: list[int], error: str) -> dict[str, Any]:
-    return {
-        "experiment": unit.experiment,
-        "checkpoint": unit.checkpoint.name,
-        "step": unit.checkpoint.step,
-        "seeds": seeds,
-        "error": _without_home(error),
-    }
-
-
-def _without_home(text: str) -> str:
-    return text.replace(str(paths.home()) + "/", "")
-
-
-def records(params: ScaleParameters, experiment: Experiment, ladder: Ladder) -> list[dict[str, Any]]:
-    """The sound records of an experiment under these parameters, in the order of checkpoints and seeds."""
-    store, damaged = store_of(params), []
-    keys = [
-        job_key(params, checkpoint, experiment, seed)
-        for checkpoint in ladder
-        for seed in jobs.seeds(params, experiment)
-    ]
-    found = [_sound(store, experiment, key, damaged) for key in keys]
-    for line in damaged:
-        tqdm.write(f"{line}: left out, run the sweep again", file=sys.stderr)
-    return [record for record in found if record is not None]
+            yield plan, unit, None, error_line(error)
 
 
 def run_folder(params: ScaleParameters) -> Path:

@@ -13,19 +13,21 @@ from replicate.impact.samples import PolicyName
 from replicate.impact.scores import PRIMARY_SIGNAL, SIGNALS, signal
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs.params import ScaleParameters
-from replicate.runs.sweep import records
+from replicate.runs.units import records
 from replicate.statistics.series import spearman
 
 
 @dataclass(frozen=True)
 class Tables:
     """``checkpoints``: a row per checkpoint (J_0 and companions); ``components``: a row per checkpoint x layer x
-    policy x advantage; ``gains``: a row per checkpoint x RL seed x budget; ``updates``: per GRPO update."""
+    policy x advantage; ``gains``: a row per checkpoint x RL seed x budget; ``updates``: per GRPO update; ``forecast``: a row
+    per checkpoint x budget."""
 
     checkpoints: pd.DataFrame
     components: pd.DataFrame
     gains: pd.DataFrame
     updates: pd.DataFrame
+    forecast: pd.DataFrame
 
     def save(self, folder: Path) -> None:
         """Writes every table as parquet and as CSV."""
@@ -60,7 +62,12 @@ def load(params: ScaleParameters, ladder: Ladder) -> Tables:
         for r in trained
         for i, metrics in enumerate(r["result"]["updates"])
     ]
-    return Tables(*(pd.DataFrame(rows) for rows in (base, parts, gains, updates)))
+    forecasts = [
+        {**_where(r), **row, **{k: v for k, v in r["result"].items() if k != "budgets"}}
+        for r in records(params, "forecast", ladder)
+        for row in r["result"]["budgets"]
+    ]
+    return Tables(*(pd.DataFrame(rows) for rows in (base, parts, gains, updates, forecasts)))
 
 
 def _where(record) -> dict[str, int]:

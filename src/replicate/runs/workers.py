@@ -5,13 +5,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection, get_context, parent_process
-from typing import Any
+from typing import Any, Protocol
+
+from tqdm import tqdm
 
 # Spawned, not forked: torch's threads do not survive a fork.
 _SPAWN = get_context("spawn")
 _PATIENCE = 5.0
+_MOMENT = 0.3
 
 
 class _Worker:
@@ -44,37 +47,71 @@ class _Worker:
         self.pipe.close()
 
 
+class Schedule(Protocol):
+    """What there is to do, some of it only once something else is done or under way."""
+
+    def take(self) -> tuple[Any, Sequence[Any]] | None:
+        """The next task with a name for it; None if there is none at the moment."""
+
+    def is_open(self) -> bool:
+        """Whether ``take`` may still give something, now or later."""
+
+
+class _Listed:
+    """Tasks that are all known beforehand, named by their index."""
+
+    def __init__(self, tasks: Sequence[Sequence[Any]]) -> None:
+        self.waiting = list(enumerate(tasks))[::-1]
+
+    def take(self) -> tuple[int, Sequence[Any]] | None:
+        return self.waiting.pop() if self.waiting else None
+
+    def is_open(self) -> bool:
+        return bool(self.waiting)
+
+
 def run_each(
-    function: Callable[..., Any], tasks: Sequence[Sequence[Any]], *, workers: int
-) -> Iterator[tuple[int, Any, str | None]]:
+    function: Callable[..., Any], tasks: Sequence[Sequence[Any]] | Schedule, *, workers: int
+) -> Iterator[tuple[Any, Any, str | None]]:
     """``function(*task)`` for every task, in ``workers`` processes; yields index, value and error as they are ready.
 
     The error is None, or one line: of the exception, or of what the process died of. A process that died is replaced
     and its task is not tried again: what kills a process (memory, mostly) tends to do so twice. Processes end with the
-    generator, and by themselves when this process does, whatever ends it.
+    generator, and by themselves when this process does, whatever ends it. Of a :class:`Schedule` the tasks come with
+    names of their own in place of an index, and it is asked for more as long as it is open.
     """
-    waiting = list(enumerate(tasks))[::-1]
-    busy: dict[_Worker, int] = {}
+    schedule = _Listed(tasks) if isinstance(tasks, Sequence) else tasks
+    busy: dict[_Worker, Any] = {}
     idle: list[_Worker] = []
     try:
-        while waiting or busy:
-            while waiting and len(busy) < workers:
+        while True:
+            while len(busy) < workers and (found := schedule.take()) is not None:
                 worker = idle.pop() if idle else _Worker(function)
-                busy[worker], task = waiting.pop()
+                busy[worker], task = found
                 worker.give(task)
-            ready = connection.wait([worker.pipe for worker in busy])
-            for worker in [worker for worker in busy if worker.pipe in ready]:
-                index = busy[worker]
+            if not busy and not schedule.is_open():
+                return
+            for worker in _answered(busy, look_again=len(busy) < workers and schedule.is_open()):
+                name = busy[worker]
                 value, error = worker.take()
                 if worker.process.exitcode is None:
                     idle.append(worker)
                 else:
                     worker.stop()
                 del busy[worker]
-                yield index, value, error
+                yield name, value, error
     finally:
         for worker in [*busy, *idle]:
             worker.stop()
+
+
+def _answered(busy: Mapping[_Worker, Any], *, look_again: bool) -> list[_Worker]:
+    """The workers that have an answer, once one of them has; with ``look_again`` none after a moment."""
+    if not busy:
+        time.sleep(_MOMENT)
+        return []
+    ready = connection.wait([worker.pipe for worker in busy], timeout=_MOMENT if look_again else None)
+    return [worker for worker in busy if worker.pipe in ready]
 
 
 def error_line(error: BaseException) -> str:
@@ -88,6 +125,9 @@ def _serve(function: Callable[..., Any], pipe: connection.Connection) -> None:
         signal.SIGINT, lambda *_: None
     )  # Ctrl-C reaches the whole group; whoever started us ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore, which a process that is ended would leave behind
     with contextlib.suppress(EOFError):
         while True:
             pipe.send(attempt(function, pipe.recv()))
