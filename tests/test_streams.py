@@ -14,7 +14,19 @@ def test_same_names_same_stream():
 
 
 def test_every_name_its_order_and_its_kind_count():
-    names = [(1, "2"), (1, 2), ("1", 2), ("1", "2"), (2, 1), (1, 2, 3), (12,), ("12",), (1,), ("1, 2",), ("1\", \"2",)]
+    names = [
+        (1, "2"),
+        (1, 2),
+        ("1", 2),
+        ("1", "2"),
+        (2, 1),
+        (1, 2, 3),
+        (12,),
+        ("12",),
+        (1,),
+        ("1, 2",),
+        ('1", "2',),
+    ]
     assert len({seed_of(*name) for name in names}) == len(names)
     assert all(0 <= seed_of(*name) < 2**63 for name in names)
 

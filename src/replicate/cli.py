@@ -94,10 +94,7 @@ def sweep(
 def study(
     params: Annotated[Path, typer.Option("-f", "--params", help="Study file.")] = Path("params/study.yaml"),
     overrides: Overrides = [],  # noqa: B006
-    role: Annotated[list[str], typer.Option(help="Only ladders of this role: development, locked.")] = [
-        "development",
-        "locked",
-    ],  # noqa: B006
+    role: Annotated[list[str], typer.Option(help="Only ladders of these roles; all by default.")] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="Only ladders of this name.")] = [],  # noqa: B006
     publish: Annotated[
         Path | None, typer.Option(help="Afterwards write the small tables into this folder.")
@@ -112,7 +109,7 @@ def study(
     for name in role:
         one_of("--role", name, studies.ROLES)
     loaded = studies.load(params, schemas.overrides(overrides))
-    entries = loaded.of(role, only)
+    entries = loaded.of(role or studies.ROLES, only)
     for entry in entries:
         preflight.require(entry.params, where=f"{params}, ladder {entry.name}")
     plans = studies.run(loaded, entries, workers=workers)

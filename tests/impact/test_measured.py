@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate.impact.forecast import gradient_norm_squared
 from replicate.impact.headrooms import expected_best, headroom, tilted_gain
 from replicate.impact.measured import _means, advantages, components, components_by_advantage, expected_gain
 from replicate.impact.samples import Noise, draw
@@ -16,7 +15,6 @@ from replicate.models.fresh import tiny_olmo2
 from replicate.models.hooks import blocks
 from replicate.models.logits import log_policy
 from replicate.models.precision import full_precision
-from replicate.rl.prompts import Prompts
 
 VOCAB = 9
 
@@ -355,16 +353,6 @@ def test_a_model_with_capped_logits_is_refused(model, prompts):
 
     with pytest.raises(ValueError, match="head"):
         measured(Capped(), prompts)
-
-
-def test_gradient_norm_against_backward_in_one_batch(model, prompts):
-    tokens, labels = prompts
-    batch = Prompts(("a", "b", "c"), tokens, labels, labels, VOCAB)
-    probs = log_policy(model(input_ids=tokens, logits_to_keep=1).logits[:, -1], vocab=VOCAB).exp()
-    grads = torch.autograd.grad(probs.gather(1, labels[:, None]).mean(), list(model.parameters()))
-    expected = sum(g.square().sum().item() for g in grads)
-    for size in (1, 2, 64):
-        assert gradient_norm_squared(model, batch, batch=size) == pytest.approx(expected, rel=1e-10)
 
 
 def test_one_costate_is_pulled_back_as_many_are(model, prompts):

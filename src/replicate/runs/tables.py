@@ -20,8 +20,8 @@ from replicate.statistics.series import spearman
 @dataclass(frozen=True)
 class Tables:
     """``checkpoints``: a row per checkpoint (J_0 and companions); ``components``: a row per checkpoint x layer x
-    policy x advantage; ``gains``: a row per checkpoint x RL seed x budget; ``updates``: per GRPO update; ``forecast``: a row
-    per checkpoint x budget."""
+    policy x advantage; ``gains``: a row per checkpoint x RL seed x budget; ``updates``: per GRPO update;
+    ``forecast``: a row per checkpoint x budget."""
 
     checkpoints: pd.DataFrame
     components: pd.DataFrame
