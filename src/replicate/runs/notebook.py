@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from replicate.ladder.checkpoints import Ladder
 from replicate.report.figures import style
 from replicate.report.verdicts import Verdicts, cell_number
-from replicate.runs import jobs, paths, preflight, tables
+from replicate.runs import jobs, paths, preflight, study_tables, tables
 from replicate.runs.parameter_files import schema_of
 from replicate.runs.params import ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
@@ -51,6 +51,13 @@ class NotebookRun:
         for line in outcome.problems():
             print(f"failed: {line}")
         return tables.load(self.params, self.ladder)
+
+    @cached_property
+    def study(self) -> study_tables.StudyTables:
+        """The published study of several ladders: what is concluded about ladders is drawn from it, in any regime."""
+        folder = paths.resolve(self.params.STUDY)
+        # It comes with the suite: a run in a folder of its own reads it from there.
+        return study_tables.load(folder if folder.is_dir() else paths.notebooks().parent / self.params.STUDY)
 
     def save_figure(self, figure: "Figure", name: str, data: "pd.DataFrame") -> None:
         """Saves ``figure`` as PNG, PDF and CSV under the run's ``figures/``."""

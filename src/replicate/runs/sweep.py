@@ -50,7 +50,7 @@ class Plan:
         self.look()
 
     def total(self) -> int:
-        """How many jobs the plan has, done and found ones among them."""
+        """How many jobs the plan has, or will have, done and found ones among them."""
         seeds = sum(len(jobs.seeds(self.params, experiment)) for experiment in self.experiments)
         return seeds * (len(self.ladder) if self.ladder else jobs.expected_rungs(self.params))
 
@@ -144,7 +144,7 @@ def _collect(plans: Sequence[Plan], answers: Iterator[Result], progress: bool) -
     A record that cannot be written (a full disk) ends the sweep with one line: no later one could be kept either, and
     what is there stays.
     """
-    with tqdm(desc="jobs", unit="job", disable=not progress) as bar:
+    with tqdm(desc="jobs", unit="job", total=sum(p.total() for p in plans), disable=not progress) as bar:
         for plan, unit, answer, error in answers:
             if unit is None:
                 _ladder_done(plan, error)
@@ -155,7 +155,6 @@ def _collect(plans: Sequence[Plan], answers: Iterator[Result], progress: bool) -
                     tqdm.write(f"failed: {plan.outcome.problems()[-1]}", file=sys.stderr)
                     plan.outcome.done -= len(seeds)
                 plan.outcome.done += len(unit.keys)
-            bar.total = sum(plan.total() for plan in plans)
             bar.update(sum(p.outcome.finished() for p in plans) - bar.n)
 
 

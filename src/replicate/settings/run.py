@@ -10,17 +10,19 @@ from replicate.settings.section import LARGEST_SEED, MOST, Section, Text, distin
 class Run(Section):
     """Where results go, which ladder is taken, which seeds RL runs with, and how many resamples intervals use.
 
-    ``ladder`` is ``"tiny"`` (trained here, under ``ladder_dir``), a folder of snapshots, or another source's name. No
-    job's result depends on these but through the checkpoint and the seed that it is given.
+    ``ladder`` is ``"tiny"`` (trained here, under ``ladder_dir``), a folder of snapshots, or another source's name;
+    ``study`` is the folder from which notebooks read what several ladders say. No job's result depends on these but
+    through the checkpoint and the seed that it is given.
     """
 
     about: ClassVar[str] = (
         'Where results go; the ladder ("tiny" trains it from the TINY_* parameters, else a folder of snapshots); the '
-        "seeds of RL; how many resamples the intervals use."
+        "published study of several ladders; the seeds of RL; how many resamples the intervals use."
     )
 
     run_dir: Text = "runs/smoke"
     ladder: Text = "tiny"
     ladder_dir: Text = "runs/ladders"
+    study: Text = "results/study"
     rl_seeds: distinct(0, LARGEST_SEED) = Field([0, 1, 2])
     resamples: int = Field(500, ge=100, le=MOST)
