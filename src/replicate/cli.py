@@ -105,14 +105,18 @@ def study(
     from replicate.checks import one_of
     from replicate.runs import preflight
     from replicate.runs import study as studies
+    from replicate.runs import study_interventions as interventions
 
     for name in role:
         one_of("--role", name, studies.ROLES)
     loaded = studies.load(params, schemas.overrides(overrides))
+    interventions.of(loaded)
     entries = loaded.of(role or studies.ROLES, only)
     for entry in entries:
         preflight.require(entry.params, where=f"{params}, ladder {entry.name}")
     plans = studies.run(loaded, entries, workers=workers)
+    held = [] if any(plan.outcome.problems() for plan in plans) else interventions.entries(loaded, entries)
+    plans += studies.run(loaded, held, workers=workers) if held else []
     problems = [line for plan in plans for line in plan.outcome.problems()]
     for plan in plans:
         typer.echo(f"{plan.name}: {plan.outcome.summary()}")
@@ -120,6 +124,8 @@ def study(
         typer.echo(f"failed: {line}", err=True)
     if publish is not None and not problems:
         studies.publish(loaded, entries, publish)
+        if held:
+            studies.publish(loaded, held, publish / "interventions")
         typer.echo(f"tables of {len(entries)} ladders in {publish}")
     raise typer.Exit(1 if problems else 0)
 

@@ -48,6 +48,7 @@ class Study:
     path: Path
     preregistration: Path
     entries: tuple[Entry, ...]
+    interventions: tuple[Any, ...] = ()
 
     def of(self, roles: Sequence[str], names: Sequence[str] = ()) -> list[Entry]:
         """The ladders of these roles, of these names only if any are given; ``ValueError`` for an unknown name."""
@@ -67,6 +68,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     if missing := [key for key in _OWN if key not in values]:
         raise ValueError(located(str(path), f"expected a study file with {missing[0]}, got none"))
     listed, page = (values.pop(key) for key in _OWN)
+    interventions = values.pop("INTERVENTIONS", [])
     if not isinstance(page, str) or not isinstance(listed, list) or not listed:
         raise ValueError(
             located(
@@ -76,7 +78,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
         )
     entries = tuple(_entry(path, values, item, overrides or {}) for item in listed)
     _refuse_equal(path, entries)
-    return Study(path, path.parent / page, entries)
+    return Study(path, path.parent / page, entries, tuple(interventions))
 
 
 def _entry(path: Path, common: Mapping[str, Any], item: Any, overrides: Mapping[str, Any]) -> Entry:

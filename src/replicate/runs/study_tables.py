@@ -19,7 +19,7 @@ MEAN_BUDGETS = (5, 10, 20, 40)
 
 @dataclass(frozen=True)
 class StudyTables:
-    """``checkpoints``, ``components``, ``gains`` and ``forecast`` as in :class:`~replicate.runs.tables.Tables`, with the
+    """``checkpoints``, ``components``, ``gains``, ``forecast`` as in :class:`~replicate.runs.tables.Tables`, with the
     column ``ladder`` in front; ``said`` is the study's own description of its ladders."""
 
     checkpoints: pd.DataFrame
@@ -75,8 +75,8 @@ def frame(tables: StudyTables) -> pd.DataFrame:
     """One row per ladder and rung: what was measured at it, the scores of it, and what RL made of it.
 
     ``J0`` is the reward on the prompts of the measurement, which share nothing with those on which the gain was
-    evaluated; ``J0_held_out`` the one on those. ``gain`` is the mean over budgets 5 to 40 and over seeds, ``gain_n`` and
-    ``post_n`` are at budget n, ``pilot`` is the gain of the first seed after 5 updates and ``gain_other`` the mean gain
+    evaluated; ``J0_held_out`` the one on those. ``gain`` is the mean over budgets 5 to 40 and over seeds, ``gain_n``
+    and ``post_n`` are at budget n, ``pilot`` is the gain of the first seed after 5 updates and ``gain_other`` the mean gain
     of the other seeds over the budgets beyond 5, with which it shares no sample.
     """
     base = tables.checkpoints.rename(columns={"reward": "J0"})
