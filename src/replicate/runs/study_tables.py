@@ -76,8 +76,8 @@ def frame(tables: StudyTables) -> pd.DataFrame:
 
     ``J0`` is the reward on the prompts of the measurement, which share nothing with those on which the gain was
     evaluated; ``J0_held_out`` the one on those. ``gain`` is the mean over budgets 5 to 40 and over seeds, ``gain_n``
-    and ``post_n`` are at budget n, ``pilot`` is the gain of the first seed after 5 updates and ``gain_other`` the mean gain
-    of the other seeds over the budgets beyond 5, with which it shares no sample.
+    and ``post_n`` are at budget n, ``pilot`` is the gain of the first seed after 5 updates and ``gain_other`` the mean
+    gain of the other seeds over the budgets beyond 5, with which it shares no sample.
     """
     base = tables.checkpoints.rename(columns={"reward": "J0"})
     columns = ["V", "delta", "kappa", "empirical"]
