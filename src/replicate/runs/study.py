@@ -128,11 +128,13 @@ def require_registered(study: Study) -> str:
     return _git(tree, "rev-parse", "HEAD") or ""
 
 
-def registered_in(study: Study) -> str | None:
-    """The commit that last changed the preregistration; None outside a checkout."""
-    return _git(
-        study.path.resolve().parent, "log", "-1", "--format=%H", "--", str(study.preregistration.resolve())
-    )
+def _page(study: Study) -> dict[str, Any]:
+    """The preregistration as it is: its digest, the numbers it fixes, the commit that last changed it and when (None
+    outside a checkout)."""
+    page = study.preregistration.resolve()
+    said = _git(study.path.resolve().parent, "log", "-1", "--format=%H %cI", "--", str(page))
+    commit, when = said.split() if said else (None, None)
+    return {"sha256": digest(page), "commit": commit, "committed": when, "thresholds": thresholds(page)}
 
 
 def _git(tree: Path, *arguments: str) -> str | None:
@@ -186,7 +188,7 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
         with replacing(folder / f"{name}.parquet") as handle:
             whole.astype(dict.fromkeys(floats, "float32")).to_parquet(handle, index=False)
     described = {
-        "preregistration": {"sha256": digest(study.preregistration), "commit": registered_in(study)},
+        "preregistration": _page(study),
         "study": {"sha256": digest(study.path)},
         "ladders": said,
     }

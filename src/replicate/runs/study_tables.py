@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ class StudyTables:
             for name, of in self.said["ladders"].items()
         ]
         return pd.DataFrame(rows)
+
+    def opened(self) -> dict[str, Any]:
+        """When the locked ladders were opened: the commit and time of the preregistration, the commits at which records
+        of locked ladders were made, the time of the first of them, and the hours in between (NaN if unknown)."""
+        page = self.said["preregistration"]
+        locked = [of["made"] for of in self.said["ladders"].values() if of["role"] == "locked"]
+        first = min((made["finished"][0] for made in locked), default=None)
+        hours = float("nan")
+        if first and page["committed"]:
+            passed = datetime.fromisoformat(first) - datetime.fromisoformat(page["committed"])
+            hours = passed.total_seconds() / 3600
+        return {
+            "preregistered": page["commit"],
+            "committed": page["committed"],
+            "opened_at": sorted({commit for made in locked for commit in made["commit"]}),
+            "first_record": first,
+            "hours_before": hours,
+        }
 
 
 def load(folder: Path) -> StudyTables:
