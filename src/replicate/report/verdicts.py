@@ -25,11 +25,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from replicate.checks import one_of
 from replicate.files import write_text
 from replicate.report import markdown
+
+if TYPE_CHECKING:
+    from replicate.statistics.over_ladders import OverLadders
 
 VOCABULARY = (
     "reproduced",
@@ -126,6 +129,31 @@ class Verdicts:
                 f"check of {claim!r}: expected paper, background or ours, got a control; use control()"
             )
         self._judge(claim, kind, where, quantity, value, below, above, (if_true, if_false), source)
+
+    def decide(
+        self,
+        claim: str,
+        found: "OverLadders",
+        *,
+        kind: str,
+        where: str,
+        quantity: str,
+        above: float = 0.0,
+        if_true: str = "reproduced",
+        source: str | None = None,
+    ) -> None:
+        """Judges ``claim``, that a number exceeds ``above``, by its interval over ladders: the lower end must.
+
+        An interval that holds ``above`` decides nothing, and the row says so: not testable here.
+        """
+        said = f"{quantity}: {found.text()}"
+        if found.low <= above <= found.high:
+            self.untestable(
+                claim, kind=kind, where=where, because=f"undecided at {above:g}; {said}", source=source
+            )
+            return
+        how = {"kind": kind, "where": where, "if_true": if_true, "source": source}
+        self.check(claim, quantity=f"{said}; lower end", value=found.low, above=above, **how)
 
     def control(
         self,

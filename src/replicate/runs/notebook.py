@@ -59,6 +59,13 @@ class NotebookRun:
         # It comes with the suite: a run in a folder of its own reads it from there.
         return study_tables.load(folder if folder.is_dir() else paths.notebooks().parent / self.params.STUDY)
 
+    @cached_property
+    def held(self) -> study_tables.StudyTables:
+        """The study's interventions: its ladders with J_0 held."""
+        folder = paths.resolve(self.params.STUDY)
+        folder = folder if folder.is_dir() else paths.notebooks().parent / self.params.STUDY
+        return study_tables.load(folder / "interventions")
+
     def save_figure(self, figure: "Figure", name: str, data: "pd.DataFrame") -> None:
         """Saves ``figure`` as PNG, PDF and CSV under the run's ``figures/``."""
         style.save(figure, name, data, self.folder / "figures")

@@ -44,6 +44,16 @@ class StudyTables:
         ]
         return pd.DataFrame(rows)
 
+    def kinds(self) -> pd.DataFrame:
+        """For ladders that were intervened on: ``of`` which ladder each is, the ``kind``, and the ``reward`` at which
+        J_0 is held, read off their names."""
+        rows = []
+        for name in self.said["ladders"]:
+            parent, _, said = name.partition(", ")
+            kind, _, reward = said.partition(" ")
+            rows.append({"ladder": name, "of": parent, "kind": kind, "reward": float(reward)})
+        return pd.DataFrame(rows)
+
     def opened(self) -> dict[str, Any]:
         """When the locked ladders were opened: the commit and time of the preregistration, the commits at which records
         of locked ladders were made, the time of the first of them, and the hours in between (NaN if unknown)."""
