@@ -5,7 +5,7 @@ A predictor is a column of a study frame. It is fitted on other ladders than the
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -172,7 +172,7 @@ def forecast_skill(table: "pd.DataFrame", names: Sequence[str]) -> "pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def costs_of(parameters: Mapping[str, float]) -> decisions.Costs:
+def costs_of(parameters: Mapping[str, Any]) -> decisions.Costs:
     """The prices of a ladder's run, from its flat parameters: an update's 128 sequences in full, and for measuring a
     rung its prompts once in full."""
     length = parameters["FILLER"] + 6  # "label is y ;", the filler, "answer :"

@@ -10,6 +10,7 @@ prompts is the wanted one. What still differs between two such rungs is not J_0.
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,11 +112,11 @@ def temperature_for(logits: Float[Tensor, "prompts rows"], prompts: Prompts, rew
     """
 
     def gap(log_tau: float) -> float:
-        log_probs = log_policy(logits / torch.tensor(log_tau).exp(), vocab=prompts.vocab)
+        log_probs = log_policy(logits / math.exp(log_tau), vocab=prompts.vocab)
         return log_probs.gather(1, prompts.labels[:, None]).exp().mean().item() - reward
 
-    found = list(_crossings(gap, low=_log(_RANGE[0]), high=_log(_RANGE[1])))
-    return float(torch.tensor(min(found, key=abs)).exp()) if found else None
+    found = list(_crossings(gap, low=math.log(_RANGE[0]), high=math.log(_RANGE[1])))
+    return math.exp(min(found, key=abs)) if found else None
 
 
 def _crossings(gap: Callable[[float], float], *, low: float, high: float, cells: int = 64) -> Iterator[float]:
@@ -126,10 +127,6 @@ def _crossings(gap: Callable[[float], float], *, low: float, high: float, cells:
     for (left, right), (a, b) in zip(itertools.pairwise(edges), itertools.pairwise(values), strict=True):
         if a == 0 or a * b < 0:
             yield brentq(gap, left, right, xtol=1e-10)
-
-
-def _log(x: float) -> float:
-    return float(torch.tensor(x, dtype=torch.float64).log())
 
 
 def note(rung: Checkpoint) -> Mapping[str, float | str]:
