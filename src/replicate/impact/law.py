@@ -76,7 +76,7 @@ def _logistic(score: Values, J0: Values, n: Values, c: float) -> Values:
     inside = spread > 0
     shift = abs(push) / np.where(inside, spread, 1.0)
     low = np.where(push >= 0, J0, 1 - J0)  # mirrored, so that one formula does for both directions
-    gain = -spread * np.expm1(-shift) / np.where(inside, low + low * np.exp(-shift), 1.0)
+    gain = -spread * np.expm1(-shift) / np.where(inside, low + (1 - low) * np.exp(-shift), 1.0)
     return np.sign(push) * np.where(inside, gain, np.where(low == 0, 1.0, 0.0))
 
 
