@@ -54,7 +54,7 @@ def tiny(ladder, home):
 
 def test_help_lists_the_commands():
     text = call("--help", check=0).stdout
-    for command in ("run", "sweep", "measure", "rl", "ladder", "check-params", "report"):
+    for command in ("run", "sweep", "study", "measure", "rl", "ladder", "check-params", "report"):
         assert command in text
 
 
@@ -64,7 +64,7 @@ def test_version():
 
 def test_every_option_has_its_help(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    for command in ("run", "sweep", "measure", "rl", "ladder", "check-params", "report"):
+    for command in ("run", "sweep", "study", "measure", "rl", "ladder", "check-params", "report"):
         found = accepted(capsys, monkeypatch, command, "--help")
         options = [line.split("  ") for line in found.splitlines() if line.startswith("  -")]
         assert options

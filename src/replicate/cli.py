@@ -111,6 +111,8 @@ def study(
         one_of("--role", name, studies.ROLES)
     loaded = studies.load(params, schemas.overrides(overrides))
     interventions.of(loaded)
+    if publish is not None:
+        studies.thresholds(loaded.preregistration)  # rather than find out when the last job is done
     entries = loaded.of(role or studies.ROLES, only)
     for entry in entries:
         preflight.require(entry.params, where=f"{params}, ladder {entry.name}")

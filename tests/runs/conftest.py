@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from replicate.runs import sweep
+from replicate.runs import units
 from replicate.runs.params import ScaleParameters
 from replicate.runs.store import content
 
@@ -26,7 +26,7 @@ def contents():
     """What the records of a run say, by file."""
 
     def read(params):
-        folder = sweep.store_of(params).folder
+        folder = units.store_of(params).folder
         files = folder.rglob("*.json")
         return {p.relative_to(folder).as_posix(): content(json.loads(p.read_text())) for p in files}
 

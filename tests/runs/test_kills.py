@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from replicate.runs import sweep
+from replicate.runs import sweep, units
 
 
 def start(params, workers):
@@ -33,7 +33,7 @@ def start(params, workers):
 def test_killed_at_random_and_started_again(params, contents, name, workers):
     sweep.sweep(params, progress=False)
     unbroken = contents(params)
-    folder = sweep.store_of(params).folder
+    folder = units.store_of(params).folder
     shutil.rmtree(folder)
     chance = random.Random(f"{name} {workers}")
     child, wanted = start(params, workers), chance.randrange(1, 6)

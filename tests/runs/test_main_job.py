@@ -36,20 +36,20 @@ def test_a_failed_job_and_a_failed_notebook_are_said_and_the_others_are_done(par
     folder = home / "run"
     assert outcome.folder == folder
     assert outcome.notebooks == {"01_fine": None, "02_error": "KeyError: 'SEED'"}
-    assert (outcome.sweep.done, outcome.no_tables) == (6, None)
+    assert (outcome.sweep.done, outcome.no_tables) == (8, None)
 
-    for piece in ("6 jobs done, 0 found finished, 2 failed", "1 of 2 notebooks executed", str(folder)):
+    for piece in ("8 jobs done, 0 found finished, 3 failed", "1 of 2 notebooks executed", str(folder)):
         assert piece in outcome.summary()
     *failed_jobs, failed_notebook = outcome.problems()
-    assert {line.split(" at ")[0] for line in failed_jobs} == {"measure", "rl"}
+    assert {line.split(" at ")[0] for line in failed_jobs} == {"measure", "rl", "forecast"}
     assert all("step20" in line and "no safetensors" in line for line in failed_jobs)
     assert failed_notebook == "notebook 02_error: KeyError: 'SEED'"
 
     assert {p.stem for p in (folder / "tables").glob("*.csv")} == set(tables.Tables.__dataclass_fields__)
     assert {p.stem for p in (folder / "notebooks").glob("*.ipynb")} == {"01_fine", "02_error"}
     said = json.loads((folder / "provenance.json").read_text())
-    assert said["jobs"]["records"] == 6
-    assert set(said["wall_seconds"]) == {"ladder", "jobs", "notebooks"}
+    assert said["jobs"]["records"] == 8
+    assert set(said["wall_seconds"]) == {"ladder and jobs", "notebooks"}
     assert set(said["notebook_seconds"]) == {"01_fine", "02_error"}
     assert said["fingerprint"]
 
@@ -57,9 +57,9 @@ def test_a_failed_job_and_a_failed_notebook_are_said_and_the_others_are_done(par
 def test_a_run_without_failures_has_no_problems(params, no_notebooks):
     outcome = main_job.main_job(params, workers=1)
     assert outcome.problems() == []
-    assert outcome.summary().startswith("9 jobs done, 0 found finished, 0 failed; 1 of 1 notebooks executed")
+    assert outcome.summary().startswith("12 jobs done, 0 found finished, 0 failed; 1 of 1 notebooks executed")
     again = main_job.main_job(params, workers=1)
-    assert again.summary().startswith("0 jobs done, 9 found finished, 0 failed")
+    assert again.summary().startswith("0 jobs done, 12 found finished, 0 failed")
 
 
 def test_provenance_is_there_when_the_notebooks_begin(params, home, monkeypatch):
@@ -73,7 +73,7 @@ def test_provenance_is_there_when_the_notebooks_begin(params, home, monkeypatch)
     monkeypatch.setattr(papermill, "execute", execute)
     with pytest.raises(KeyboardInterrupt):
         main_job.main_job(params, workers=1)
-    assert seen[0]["jobs"]["records"] == 9
+    assert seen[0]["jobs"]["records"] == 12
 
 
 def test_a_run_whose_jobs_all_failed_still_executes_its_notebooks(params, home, no_notebooks):
@@ -81,7 +81,7 @@ def test_a_run_whose_jobs_all_failed_still_executes_its_notebooks(params, home, 
         weights.unlink()
     outcome = main_job.main_job(params, workers=1)
     assert outcome.notebooks == {"01_fine": None}
-    assert len(outcome.problems()) == 7  # three checkpoints, two experiments, no tables
+    assert len(outcome.problems()) == 10  # three checkpoints, three experiments, no tables
     assert outcome.problems()[-1].startswith("tables: ")
 
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from replicate.ladder.pretrain import train
-from replicate.runs import jobs, main_job, papermill, provenance, sweep
+from replicate.runs import jobs, main_job, papermill, provenance, sweep, units
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def test_a_run_of_one_origin_says_so(params, moved):
     sweep.sweep(params, progress=False)
     found = described(params)
     assert found["mixed"] == []
-    assert found["jobs"]["records"] == 9
-    assert found["jobs"]["commit"] == {"aaa": 9}
+    assert found["jobs"]["records"] == 12
+    assert found["jobs"]["commit"] == {"aaa": 12}
     seconds = [
         r["origin"]["wall_seconds"]
         for e in jobs.EXPERIMENTS
-        for r in sweep.records(params, e, jobs.ladder(params))
+        for r in units.records(params, e, jobs.ladder(params))
     ]
     assert found["jobs"]["wall_seconds"] == pytest.approx(sum(seconds), abs=0.1)
     json.dumps(found)
@@ -47,8 +47,8 @@ def test_old_numbers_keep_their_commit_and_mixed_origins_are_said(params, moved)
     moved("bbb", "two")
     sweep.sweep(params, progress=False)
     found = described(params)
-    assert found["jobs"]["commit"] == {"aaa": 3, "bbb": 6}
-    assert found["jobs"]["processor"] == {"one": 3, "two": 6}
+    assert found["jobs"]["commit"] == {"aaa": 3, "bbb": 9}
+    assert found["jobs"]["processor"] == {"one": 3, "two": 9}
     assert found["notebooks"]["commit"] == "bbb"
     assert found["mixed"] == ["commit", "processor"]
 
@@ -61,7 +61,7 @@ def test_the_main_job_says_mixed_origins_aloud(params, moved, monkeypatch):
     outcome = main_job.main_job(params, workers=1)
     assert "mixed origins: records, ladder and notebooks differ in commit" in outcome.summary()
     written = json.loads((outcome.folder / "provenance.json").read_text())
-    assert written["jobs"]["commit"] == {"aaa": 9}
+    assert written["jobs"]["commit"] == {"aaa": 12}
     assert written["mixed"] == ["commit"]
 
 
@@ -74,7 +74,7 @@ def test_the_ladders_training_is_part_of_it(params, spec, home, moved):
     sweep.sweep(params, progress=False)
     found = described(params)
     assert found["ladder_origin"]["commit"] == "aaa"
-    assert found["jobs"]["commit"] == {"bbb": 9}
+    assert found["jobs"]["commit"] == {"bbb": 12}
     assert found["mixed"] == ["commit"]
 
 

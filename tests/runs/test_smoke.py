@@ -66,7 +66,7 @@ def kill_after(process, folder, count):
 def test_a_run_that_is_killed_and_started_again_ends_as_an_undisturbed_one(tmp_path):
     values = yaml.safe_load((ROOT / PARAMS).read_text())
     checkpoints = values["TINY_STEPS"] // values["TINY_EVERY"] + 1
-    jobs = checkpoints * (1 + len(values["RL_SEEDS"]))  # one measurement, and RL at each seed
+    jobs = checkpoints * (2 + len(values["RL_SEEDS"]))  # one measurement, one forecast, and RL at each seed
     finish(tmp_path, "undisturbed")
     kill_after(start(tmp_path, "killed"), tmp_path / "killed", count=jobs // 3)
     survivors = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in records(tmp_path / "killed")}

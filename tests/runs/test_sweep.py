@@ -15,9 +15,10 @@ from replicate.ladder import pretrain
 from replicate.ladder.checkpoints import open_ladder
 from replicate.rl import trainer
 from replicate.rl.prompts import evaluate
-from replicate.runs import forecast, jobs, measurement, prompts, sweep, tables
+from replicate.runs import forecast, jobs, measurement, prompts, sweep, tables, units
 from replicate.runs.params import SECTIONS, ScaleParameters
 from replicate.runs.store import content, key_of
+from replicate.runs.workers import attempt
 from replicate.settings.run import Run
 from replicate.settings.task import Task
 from replicate.settings.tiny_ladder import TinyLadder
@@ -29,11 +30,15 @@ def run(params, **options):
 
 def test_a_second_sweep_finds_everything_and_runs_nothing(params, monkeypatch, contents):
     first = run(params)
-    assert (first.done, first.found, first.failed) == (9, 0, [])  # 3 checkpoints x (1 measurement + 2 seeds)
+    assert (first.done, first.found, first.failed) == (
+        12,
+        0,
+        [],
+    )  # 3 checkpoints x (measure + forecast + 2 seeds)
     before = contents(params)
     monkeypatch.setattr(jobs, "run", lambda *_: pytest.fail("a finished job ran again"))
     again = run(params)
-    assert (again.done, again.found) == (0, 9)
+    assert (again.done, again.found) == (0, 12)
     assert contents(params) == before
 
 
@@ -41,7 +46,7 @@ def test_an_interrupted_sweep_ends_with_the_records_of_an_unbroken_one(params, m
     """Killed after five units, with one seed of a pair lost: the rest is run, alone, to the same bits."""
     run(params)
     unbroken = contents(params)
-    shutil.rmtree(sweep.store_of(params).folder)
+    shutil.rmtree(units.store_of(params).folder)
     real, calls = jobs.run, []
 
     def dying(*args):
@@ -55,9 +60,9 @@ def test_an_interrupted_sweep_ends_with_the_records_of_an_unbroken_one(params, m
         run(params)
     monkeypatch.setattr(jobs, "run", real)
     survivors = contents(params)
-    assert 0 < len(survivors) < 9
+    assert 0 < len(survivors) < 12
     lost = next(name for name in survivors if name.startswith("rl/"))
-    (sweep.store_of(params).folder / lost).unlink()
+    (units.store_of(params).folder / lost).unlink()
     assert run(params).found == len(survivors) - 1
     assert contents(params) == unbroken
 
@@ -68,8 +73,8 @@ def test_records_do_not_depend_on_who_runs_the_jobs(params, options, contents):
         pytest.importorskip("ray")
     run(params)
     local = contents(params)
-    shutil.rmtree(sweep.store_of(params).folder)
-    assert run(params, **options).done == 9
+    shutil.rmtree(units.store_of(params).folder)
+    assert run(params, **options).done == 12
     assert contents(params) == local
 
 
@@ -80,11 +85,11 @@ def test_damaged_and_missing_files_become_failed_rows(params, home):
     weights.write_bytes(weights.read_bytes()[:500])
     (checkpoints[2].where / "model.safetensors").unlink()
     outcome = run(params)
-    assert outcome.done == 3
+    assert outcome.done == 4
     errors = {(row["step"], row["experiment"]): row["error"] for row in outcome.failed}
-    assert set(errors) == {(20, "measure"), (20, "rl"), (40, "measure"), (40, "rl")}
-    assert all("step20" in errors[20, e] and "model.safetensors" in errors[20, e] for e in ("measure", "rl"))
-    assert all("step40" in errors[40, e] and "no safetensors" in errors[40, e] for e in ("measure", "rl"))
+    assert set(errors) == {(step, e) for step in (20, 40) for e in jobs.EXPERIMENTS}
+    assert all("step20" in errors[20, e] and "model.safetensors" in errors[20, e] for e in jobs.EXPERIMENTS)
+    assert all("step40" in errors[40, e] and "no safetensors" in errors[40, e] for e in jobs.EXPERIMENTS)
     assert str(home) not in json.dumps(outcome.failed)
     assert json.loads((home / "run" / "failures.json").read_text()) == outcome.failed
     frame = tables.per_checkpoint(tables.load(params, open_ladder(home / "ladder")))
@@ -103,10 +108,10 @@ def test_a_result_that_is_not_finite_is_one_failed_row_and_the_sweep_goes_on(par
 
     monkeypatch.setattr(jobs, "run", diverging)
     outcome = run(params)
-    assert outcome.done == 8
+    assert outcome.done == 11
     assert [(row["step"], row["seeds"]) for row in outcome.failed] == [(20, [1])]
     assert "result.updates[0].grad_norm is inf" in outcome.failed[0]["error"]
-    assert len(contents(params)) == 8
+    assert len(contents(params)) == 11
 
 
 def test_a_checkpoint_of_nan_weights_fails_alone(params, home, contents):
@@ -118,16 +123,16 @@ def test_a_checkpoint_of_nan_weights_fails_alone(params, home, contents):
         {"format": "pt"},
     )
     outcome = run(params)
-    assert outcome.done == 6
-    assert {(row["step"], row["experiment"]) for row in outcome.failed} == {(20, "measure"), (20, "rl")}
-    assert len(contents(params)) == 6
+    assert outcome.done == 8
+    assert {(row["step"], row["experiment"]) for row in outcome.failed} == {(20, e) for e in jobs.EXPERIMENTS}
+    assert len(contents(params)) == 8
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "bit", "foreign", "no text"])
 def test_a_damaged_record_is_said_and_run_again(params, damage, capsys, contents):
     run(params)
     before = contents(params)
-    paths = sorted(sweep.store_of(params).folder.glob("rl/*.json"))
+    paths = sorted(units.store_of(params).folder.glob("rl/*.json"))
     good = paths[0].read_bytes()
     digit = good.index(b"0.", good.index(b"reward")) + 3
     bad = {
@@ -139,10 +144,10 @@ def test_a_damaged_record_is_said_and_run_again(params, damage, capsys, contents
     }[damage]
     paths[0].write_bytes(bad)
     ladder = jobs.ladder(params)
-    assert len(sweep.records(params, "rl", ladder)) == 5  # tables do not take it either
+    assert len(units.records(params, "rl", ladder)) == 5  # tables do not take it either
     capsys.readouterr()
     outcome = run(params)
-    assert (outcome.done, outcome.found, len(outcome.damaged)) == (1, 8, 1)
+    assert (outcome.done, outcome.found, len(outcome.damaged)) == (1, 11, 1)
     said = capsys.readouterr().err
     assert said.count("damaged") == 1
     assert paths[0].name in said
@@ -187,7 +192,7 @@ def test_a_job_cannot_read_what_is_not_in_its_key(params):
 
 def test_code_libraries_and_kernels_are_in_the_key(params, monkeypatch):
     checkpoint = jobs.ladder(params).checkpoints[0]
-    keys = {sweep.job_key(params, checkpoint, "rl", 0)}
+    keys = {units.job_key(params, checkpoint, "rl", 0)}
     others = (
         (identity, "digest", "other"),
         (identity, "versions", {"torch": "0"}),
@@ -196,22 +201,22 @@ def test_code_libraries_and_kernels_are_in_the_key(params, monkeypatch):
     for module, name, value in others:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda *_, value=value: value)
-            keys.add(sweep.job_key(params, checkpoint, "rl", 0))
+            keys.add(units.job_key(params, checkpoint, "rl", 0))
     assert len(keys) == 4
 
 
 def test_a_worker_with_other_code_is_refused(params, monkeypatch):
     """Nodes of a cluster: a record must not carry the key of arithmetic that another node did."""
-    (sweep.store_of(params).folder / "measure").mkdir(parents=True)
-    units, _ = sweep._missing(params, jobs.ladder(params), sweep.store_of(params), ["measure"])
+    (units.store_of(params).folder / "measure").mkdir(parents=True)
+    unit, *_ = units.missing(params, jobs.ladder(params), ["measure"], units.Outcome())
     monkeypatch.setattr(identity, "digest", lambda *_: "other code")
     with pytest.raises(ValueError, match="code"):
-        sweep._work(units[0])
+        units.work(unit)
 
 
 def test_a_record_says_who_made_it(params):
     run(params)
-    for record in sweep.records(params, "rl", jobs.ladder(params)):
+    for record in units.records(params, "rl", jobs.ladder(params)):
         origin = record["origin"]
         assert torch.__version__.startswith(origin["versions"]["torch"])
         assert origin["kernels"] == kernels.name()
@@ -225,13 +230,13 @@ def test_settings_that_do_not_matter_to_a_job_leave_its_record_valid(params):
     checkpoint = jobs.ladder(params).checkpoints[0]
     changed = params.model_copy(update={"LEARNING_RATE": 0.5, "RUN_DIR": "elsewhere"})
     for experiment, same in (("measure", True), ("rl", False)):
-        keys = [sweep.job_key(p, checkpoint, experiment, 0) for p in (params, changed)]
+        keys = [units.job_key(p, checkpoint, experiment, 0) for p in (params, changed)]
         assert (keys[0] == keys[1]) is same
 
 
 OTHERS = {
-    "RUN_DIR": "x", "LADDER": "x", "LADDER_DIR": "x", "RL_SEEDS": [7], "BUDGETS": [3], "MEASURE_LAYERS": [0],
-    "TASK": "x", "STACK_SEEDS": False, "BASELINE": "leave_one_out", "SCALE": "none", "LENGTH": "token",
+    "RUN_DIR": "x", "LADDER": "x", "LADDER_DIR": "x", "STUDY": "x", "RL_SEEDS": [7], "BUDGETS": [3],
+    "MEASURE_LAYERS": [0], "TASK": "x", "STACK_SEEDS": False, "BASELINE": "leave_one_out", "SCALE": "none", "LENGTH": "token",
     "DTYPE": "float64", "DEVICE": "cuda",
 }  # fmt: skip
 
@@ -255,7 +260,7 @@ def test_every_parameter_is_in_a_key_or_declared_to_decide_nothing(params, name)
     with contextlib.suppress(ValueError):  # a task that there is not has no code
         for experiment in jobs.EXPERIMENTS:
             same = jobs.settings(changed, experiment) == jobs.settings(params, experiment)
-            job = [sweep.job_key(p, checkpoint, experiment, 0) for p in (params, changed)]
+            job = [units.job_key(p, checkpoint, experiment, 0) for p in (params, changed)]
             assert (job[0] == job[1]) is same
 
 
@@ -311,3 +316,132 @@ def test_checkpoints_share_no_random_numbers(params, monkeypatch):
 def test_unknown_engine_is_refused(params):
     with pytest.raises(ValueError, match="engine"):
         run(params, engine="slurm")
+
+
+# --- A ladder in training while jobs run on its rungs -------------------------------------------------------------
+
+
+@pytest.fixture
+def untrained(params, spec):
+    """The same jobs on the session's ladder, which is to be trained first."""
+    tiny = {TinyLadder.flat_name(name): getattr(spec, name) for name in TinyLadder.model_fields}
+    return params.model_copy(update={**tiny, "LADDER": "tiny", "LADDER_DIR": "ladders"})
+
+
+@pytest.fixture
+def arrive(ladder, home, spec):
+    """Puts rungs of the session's ladder where the untrained one would leave them; at its end the done-mark."""
+    folder = pretrain.folder_of(spec, home / "ladders")
+
+    def put(*steps, done=False):
+        for step in steps:
+            shutil.copytree(ladder.at(step).where, folder / ladder.at(step).name)
+        if done:
+            (folder / "LADDER").write_text("tiny OLMo-2\n")
+
+    return put
+
+
+def taken(pipeline):
+    """All that the schedule gives at the moment: of which plan, and which job (None: the ladder)."""
+    found = []
+    while (task := pipeline.take()) is not None:
+        (plan, unit), argument = task
+        assert argument == (unit or plan.params,)
+        found.append((plan.name, unit and (unit.experiment, unit.checkpoint.step)))
+    return found
+
+
+def all_of(name, *steps):
+    return [(name, (experiment, step)) for experiment in jobs.EXPERIMENTS for step in steps]
+
+
+def test_a_rungs_jobs_come_when_it_is_there_and_each_of_them_once(untrained, arrive):
+    plan = sweep.Plan(untrained, jobs.EXPERIMENTS, name="a")
+    pipeline = sweep._Pipeline([plan])
+    assert taken(pipeline) == [("a", None)]
+    assert plan.total() == 12
+    arrive(0)
+    assert taken(pipeline) == all_of("a", 0)
+    assert taken(pipeline) == []
+    arrive(20, 40, done=True)
+    assert taken(pipeline) == all_of("a", 20, 40)
+    assert pipeline.is_open()  # until the training says that it is at its end
+    sweep._ladder_done(plan, None)
+    assert taken(pipeline) == []
+    assert not pipeline.is_open()
+
+
+def test_the_first_plan_that_has_something_to_do_is_served_first(untrained, arrive):
+    """While the first one waits for rungs, the second one's ladder is begun; then the first goes before it."""
+    first, second = (
+        sweep.Plan(p, jobs.EXPERIMENTS, name=name)
+        for name, p in (("a", untrained), ("b", untrained.model_copy(update={"SEED": 1})))
+    )
+    pipeline = sweep._Pipeline([first, second])
+    assert taken(pipeline) == [("a", None), ("b", None)]
+    sweep._ladder_done(second, None)
+    arrive(0, 20)
+    assert taken(pipeline) == all_of("a", 0, 20)
+    arrive(40, done=True)
+    sweep._ladder_done(first, None)
+    assert pipeline.is_open()
+    assert taken(pipeline) == all_of("a", 40)
+    assert not pipeline.is_open()
+
+
+def test_a_ladder_that_is_there_is_not_trained_and_what_is_done_not_given(untrained, arrive):
+    arrive(0, 20, 40, done=True)
+    run(untrained, experiments=["measure"])
+    plan = sweep.Plan(untrained, jobs.EXPERIMENTS, name="a")
+    assert taken(sweep._Pipeline([plan])) == [job for job in all_of("a", 0, 20, 40) if job[1][0] != "measure"]
+    assert plan.outcome.found == 3
+
+
+def in_this_process(function, schedule, *, workers):
+    """Stands in for the processes."""
+    while schedule.is_open():
+        name, task = schedule.take()
+        yield name, *attempt(function, task)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_ladder_whose_training_fails_is_one_failed_row_and_its_rungs_jobs_are_done(
+    untrained, arrive, ladder, home, monkeypatch, contents, workers
+):
+    """The disk is full after two of three rungs; once there is room, the rest is done and no more."""
+
+    def train(*_, **__):
+        arrive(0, 20)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sweep, "run_each", in_this_process)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "train", train)
+        outcome = run(untrained, workers=workers)
+    assert outcome.problems() == ["ladder at tiny: OSError: [Errno 28] No space left on device"]
+    assert (outcome.done, outcome.found) == (8, 0)
+    assert len(contents(untrained)) == 8
+    assert json.loads((home / "run" / "failures.json").read_text()) == outcome.failed
+    arrive(40, done=True)
+    again = run(untrained, workers=workers)
+    assert (again.done, again.found, again.failed) == (4, 8, [])
+
+
+def test_a_failed_ladder_does_not_stop_the_next_one(untrained, arrive, monkeypatch):
+    arrive(0, 20, 40, done=True)
+    real = pretrain.train
+
+    def train(spec, *rest, **how):
+        if spec.seed == 1:
+            raise ValueError("of no use")
+        return real(spec, *rest, **how)
+
+    monkeypatch.setattr(pretrain, "train", train)
+    bad, good = (
+        sweep.Plan(untrained.model_copy(update={"SEED": seed}), ["measure"], name=f"s{seed}")
+        for seed in (1, 0)
+    )
+    sweep.sweep_all([bad, good], progress=False)
+    assert bad.outcome.problems() == ["ladder at s1: of no use"]
+    assert (bad.outcome.done, good.outcome.done) == (0, 3)

@@ -25,6 +25,12 @@ def work(what, argument):
         with open(argument, "a") as file:
             file.write(f"{os.getpid()}\\n")
         time.sleep(600)
+    if what == "wait":
+        deadline = time.monotonic() + 60
+        while not os.path.exists(argument):
+            if time.monotonic() > deadline:
+                raise TimeoutError(argument)
+            time.sleep(0.005)
     return argument
 """
 PARENT = """
@@ -120,3 +126,92 @@ def wait_for(condition, seconds=90):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# --- A schedule: tasks that are not all there at first -------------------------------------------------------------
+
+
+class Script:
+    """A schedule that gives one thing after another, None for nothing at the moment, and is open until all is given.
+
+    It notes how many tasks are out when it is asked for one.
+    """
+
+    def __init__(self, *script):
+        self.script, self.out, self.most = list(script), 0, 0
+
+    def take(self):
+        found = self.script.pop(0) if self.script else None
+        self.out += found is not None
+        self.most = max(self.most, self.out)
+        return found
+
+    def is_open(self):
+        return bool(self.script)
+
+    def run(self, function, count):
+        """What comes back, by name; at most ``count`` tasks are ever out."""
+        found = {}
+        for name, value, error in workers.run_each(function, self, workers=count):
+            found[name] = (value, error)
+            self.out -= 1
+        assert self.most <= count
+        return found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_tasks_have_the_names_that_the_schedule_gives_and_a_death_is_one_of_them(work, count):
+    script = Script(
+        ("x", ("give", 0)), ("dies", ("die", signal.SIGKILL)), None, (("y", 7), ("give", 2)), ("z", ("give", 3))
+    )  # fmt: skip
+    found = script.run(work, count)
+    assert {name: value for name, (value, error) in found.items() if not error} == {
+        "x": 0,
+        ("y", 7): 2,
+        "z": 3,
+    }
+    assert "SIGKILL" in found["dies"][1]
+    assert len(found) == 4
+
+
+def test_a_schedule_that_has_nothing_at_first_is_asked_again(work):
+    assert Script(None, None, ("late", ("give", 1))).run(work, 1) == {"late": (1, None)}
+
+
+def test_a_task_that_comes_while_another_runs_is_not_kept_waiting(work, tmp_path):
+    """The first task ends only once the second, which the schedule did not have at first, has been answered."""
+    go = tmp_path / "go"
+    script = Script(("long", ("wait", str(go))), None, None, ("short", ("give", 1)))
+    answers = workers.run_each(work, script, workers=2)
+    assert next(answers) == ("short", 1, None)
+    go.touch()
+    assert list(answers) == [("long", str(go), None)]
+
+
+def test_a_schedule_that_closes_ends_the_work(work, monkeypatch):
+    """Whether a task was ever given or not; what is under way is still answered."""
+    assert Script(("only", ("give", 1)), None).run(work, 2) == {"only": (1, None)}
+    monkeypatch.setattr(workers, "_Worker", lambda *_: pytest.fail("started a process"))
+    assert Script().run(work, 2) == {}
+    assert Script(None).run(work, 2) == {}
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_waiting_is_not_busy(work, tmp_path, busy):
+    """For a second nothing comes, while a worker is at work or none is: the schedule is asked a few times."""
+    go, asked = tmp_path / "go", []
+
+    class Empty:
+        def take(self):
+            asked.append(time.monotonic())
+            return ("first", ("wait", str(go))) if busy and len(asked) == 1 else None
+
+        def is_open(self):
+            closed = asked and asked[-1] > asked[0] + 1
+            if closed:
+                go.touch()
+            return not closed
+
+    found = list(workers.run_each(work, Empty(), workers=2))
+    assert len(found) == busy
+    assert len(asked) <= 4 + 1 / workers._MOMENT  # and once more after each thing that happens

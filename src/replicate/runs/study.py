@@ -51,11 +51,16 @@ class Study:
     interventions: tuple[Any, ...] = ()
 
     def of(self, roles: Sequence[str], names: Sequence[str] = ()) -> list[Entry]:
-        """The ladders of these roles, of these names only if any are given; ``ValueError`` for an unknown name."""
+        """The ladders of these roles, of these names only if any are given; ``ValueError`` for an unknown name, and if
+        there is none."""
         known = [entry.name for entry in self.entries]
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"--only {shown(unknown[0])}: no such ladder; there are {', '.join(known)}")
-        return [e for e in self.entries if e.role in roles and (not names or e.name in names)]
+        chosen = [e for e in self.entries if e.role in roles and (not names or e.name in names)]
+        if not chosen:
+            among = f" among {', '.join(names)}" if names else ""
+            raise ValueError(f"--role: {self.path} has no {' or '.join(roles)} ladder{among}")
+        return chosen
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
@@ -69,6 +74,10 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
         raise ValueError(located(str(path), f"expected a study file with {missing[0]}, got none"))
     listed, page = (values.pop(key) for key in _OWN)
     interventions = values.pop("INTERVENTIONS", [])
+    if not isinstance(interventions, list):
+        raise ValueError(
+            located(str(path), f"expected INTERVENTIONS to be a list, got {shown(interventions)}")
+        )
     if not isinstance(page, str) or not isinstance(listed, list) or not listed:
         raise ValueError(
             located(
@@ -120,7 +129,10 @@ def require_registered(study: Study) -> str:
             raise ValueError(f"{page}: no such file; locked ladders stay closed without it")
         if _git(tree, "ls-files", "--error-unmatch", str(page.resolve())) is None:
             raise ValueError(f"{page}: not committed, so locked ladders stay closed; {remedy}")
-    if changed := _git(tree, "status", "--porcelain", "--untracked-files=no"):
+    changed = _git(tree, "status", "--porcelain", "--untracked-files=no")
+    if changed is None:
+        raise ValueError(f"{tree}: git cannot tell whether it is as committed; locked ladders stay closed")
+    if changed:
         first = changed.splitlines()[0].split(maxsplit=1)[-1]
         raise ValueError(
             f"{first}: has changes that are not committed, so locked ladders stay closed; {remedy}"
@@ -164,11 +176,14 @@ _TABLES = ("checkpoints", "components", "gains", "forecast")
 def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
     """Writes the tables of finished ladders into ``folder``, with ``study.json``, which says where they come from.
 
-    Numbers are rounded to float32. ``ValueError`` names the first ladder of which jobs are missing.
+    Numbers are rounded to float32. ``ValueError`` names the first ladder that is not trained or of which jobs are
+    missing.
     """
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
     said = {}
     for entry in entries:
+        if not jobs.is_there(entry.params):
+            raise ValueError(f"ladder {entry.name}: not trained; run the study first")
         ladder = jobs.ladder(entry.params)
         found = {e: records(entry.params, e, ladder) for e in jobs.EXPERIMENTS}
         for experiment, rows in found.items():
@@ -214,11 +229,20 @@ def digest(path: Path) -> str:
 
 
 def thresholds(page: Path) -> dict[str, Any]:
-    """The numbers that a preregistration fixes: its one block of YAML, so that text and code cannot part."""
-    blocks = list(_yaml_blocks(page.read_text()))
+    """The numbers that a preregistration fixes: its one block of YAML, so that text and code cannot part.
+
+    ``ValueError`` with one line that names the page unless there is exactly one, and a mapping in it.
+    """
+    blocks = list(_yaml_blocks(page.read_text(encoding="utf-8")))
     if len(blocks) != 1:
         raise ValueError(f"{page}: expected one block of YAML, got {len(blocks)}")
-    return strict_yaml.read(blocks[0])
+    try:
+        found = strict_yaml.read(blocks[0])
+    except ValueError as error:
+        raise ValueError(located(str(page), str(error))) from None
+    if not isinstance(found, dict):
+        raise ValueError(located(str(page), f"expected a mapping in its block of YAML, got {shown(found)}"))
+    return found
 
 
 def _yaml_blocks(text: str) -> Iterator[str]:

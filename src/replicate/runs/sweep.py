@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +184,18 @@ def _failures(plan, unit: Unit, answer: Answer | None, error: str | None) -> Ite
 
 def _local(plans: Sequence[Plan], progress: bool) -> Iterator[Result]:
     for plan in plans:
-        plan.train(progress=progress)
+        yield from _open(plan, progress)
         while plan.units:
             unit = plan.units.pop(0)
             yield plan, unit, *attempt(work, (unit,))
+
+
+def _open(plan: Plan, progress: bool) -> Iterator[Result]:
+    """Opens a plan's ladder in this process; one that has to be trained for that comes back as from a worker."""
+    if plan.ladder or jobs.is_there(plan.params):
+        plan.train(progress=progress)
+    else:
+        yield plan, None, *attempt(partial(plan.train, progress=progress), ())
 
 
 def _processes(plans: Sequence[Plan], count: int) -> Iterator[Result]:
@@ -208,7 +217,7 @@ def _ray(plans: Sequence[Plan], address: str | None, progress: bool) -> Iterator
     ray.init(address=address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
     waiting = {}
     for plan in plans:
-        plan.train(progress=progress)
+        yield from _open(plan, progress)
         # Every job uses its fixed number of threads, and a GPU where the parameters ask for one.
         remote = ray.remote(num_cpus=1, num_gpus=int(plan.params.DEVICE.startswith("cuda")))(attempt)
         while plan.units:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection, get_context, parent_process
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -47,6 +47,7 @@ class _Worker:
         self.pipe.close()
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What there is to do, some of it only once something else is done or under way."""
 
