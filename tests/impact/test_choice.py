@@ -1,4 +1,4 @@
-"""The choice of a start, its regret, and the table of predictors."""
+"""The choice of a start and its regret."""
 
 import numpy as np
 import pandas as pd
@@ -7,23 +7,26 @@ import pytest
 from replicate.impact import choice
 from replicate.impact.scores import PREDICTORS, signal
 
-X, Y, Z = np.random.default_rng(0).normal(size=(3, 40))
+X = np.random.default_rng(0).normal(size=40)
 
 
-def test_regret():
-    assert choice.regret([0, 5, 1], [0.1, 0.3, 0.7]) == pytest.approx(0.4)
+def test_regret_is_a_share_of_the_best_gain():
+    assert choice.regret([0, 5, 1], [0.1, 0.3, 0.8]) == pytest.approx(0.625)
     assert choice.regret([0, 1, 5], [0.1, 0.3, 0.7]) == 0.0
+    assert choice.regret([5, 1], [-0.1, 0.1]) == pytest.approx(2.0)
+    assert choice.regret_of_chance([0.1, 0.3, 0.8]) == pytest.approx(0.5)
 
 
-def test_predictors_table_has_the_target_as_its_best_row():
-    frame = pd.DataFrame({"gain": Y, "J0": X})
-    table = choice.predictors_table(
-        frame, {"itself": Y, "noise": Z, "J0": X}, "gain", given="J0", resamples=200, seed=0
-    ).set_index("predictor")
-    assert table.spearman["itself"] == 1.0
-    assert table.regret["itself"] == 0.0
-    assert table.low["noise"] < 0 < table.high["noise"]
-    assert np.isnan(table.partial["J0"])
+def test_chance_is_the_mean_over_choices():
+    gains = np.abs(X) + 0.01
+    regrets = [choice.regret(np.arange(40) == k, gains) for k in range(40)]
+    assert choice.regret_of_chance(gains) == pytest.approx(np.mean(regrets))
+
+
+def test_without_a_gain_there_is_no_share_of_it():
+    for gains in ([0.0, -0.1], []):
+        with pytest.raises(ValueError, match="gains: expected at least one above 0"):
+            choice.regret_of_chance(gains)
 
 
 def test_signals_and_choice():

@@ -1,21 +1,8 @@
-"""From scores to a checkpoint: where RL should start (31), what a wrong choice costs, how well scores order gains."""
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+"""From scores to a checkpoint: where RL should start (31), and what a wrong choice costs."""
 
 import numpy as np
 
-from replicate.statistics.series import (
-    Series,
-    block_interval,
-    left_out_r2,
-    partial_spearman,
-    shift_p_value,
-    spearman,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
+from replicate.statistics.series import Series
 
 
 def choose_checkpoint(scores: Series) -> int:
@@ -26,33 +13,22 @@ def choose_checkpoint(scores: Series) -> int:
 
 
 def regret(scores: Series, gains: Series) -> float:
-    """Gain lost by starting RL at the checkpoint with the largest score instead of the one with the largest gain."""
+    """Gain lost by starting RL at the checkpoint with the largest score, as a share of the largest gain: 0 at best.
+
+    ``ValueError`` unless the largest gain is above 0: a share of nothing says nothing.
+    """
     gains = np.asarray(gains, dtype=float)
-    return float(gains.max() - gains[choose_checkpoint(np.asarray(scores, dtype=float))])
+    return 1 - float(gains[choose_checkpoint(np.asarray(scores, dtype=float))]) / _best(gains)
 
 
-def predictors_table(
-    frame: "pd.DataFrame",
-    predictors: Mapping[str, Series],
-    target: str,
-    *,
-    given: str,
-    resamples: int,
-    seed: int,
-) -> "pd.DataFrame":
-    """One row per predictor of ``frame[target]`` over checkpoints: rank correlation with its interval, the partial one
-    given ``frame[given]``, the left-out R^2, and the regret of choosing by it (in units of the target)."""
-    import pandas as pd
+def regret_of_chance(gains: Series) -> float:
+    """The expected :func:`regret` of a checkpoint drawn at random."""
+    gains = np.asarray(gains, dtype=float)
+    best = _best(gains)
+    return 1 - float(gains.mean()) / best
 
-    y, control = frame[target].to_numpy(float), frame[given].to_numpy(float)
-    rows = []
-    for name, values in predictors.items():
-        x = np.asarray(values, dtype=float)
-        rank = block_interval(spearman, x, y, resamples=resamples, seed=seed)
-        row = {"predictor": name, "spearman": rank.value, "low": rank.low, "high": rank.high}
-        row["shift_p"] = shift_p_value(spearman, x, y)
-        row["partial"] = float("nan") if np.array_equal(x, control) else partial_spearman(x, y, control)
-        row["left_out_R2"] = left_out_r2(x, y, gap=1)
-        row["regret"] = regret(x, y)
-        rows.append(row)
-    return pd.DataFrame(rows)
+
+def _best(gains: np.ndarray) -> float:
+    if len(gains) == 0 or not gains.max() > 0:
+        raise ValueError(f"gains: expected at least one above 0, got {gains.tolist()}")
+    return float(gains.max())

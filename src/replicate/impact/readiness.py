@@ -1,6 +1,6 @@
 """Figure 5 and what it is set against: does a score foretell the reward after RL, or the gain, beyond what J_0 does?
 
-All statistics are one number a ladder (B14). Whatever is fitted is fitted on other ladders than the one it is judged on.
+All statistics are one number a ladder (B14). What is fitted is fitted on other ladders than the one it is judged on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,10 +51,8 @@ def combined(frame: "pd.DataFrame", scores: Mapping[str, Series]) -> "pd.DataFra
     return pd.concat(parts, ignore_index=True)
 
 
-def left_out_prediction(
-    frame: "pd.DataFrame", x: str, y: str, *, basis: Basis | None = None
-) -> "pd.Series":
-    """a + b ``x`` for each row, b >= 0, fitted to ``y`` on the other ladders; with a ``basis`` freely on its columns."""
+def left_out_prediction(frame: "pd.DataFrame", x: str, y: str, *, basis: Basis | None = None) -> "pd.Series":
+    """a + b ``x`` for each row, b >= 0, fitted to ``y`` on the other ladders; with ``basis`` freely, on its columns."""
     import pandas as pd
 
     parts = []
@@ -66,7 +64,7 @@ def left_out_prediction(
 
 
 def rises(table: "pd.DataFrame") -> "pd.DataFrame":
-    """How much better the predictors of :func:`combined` follow the post-RL reward than their parts do, ladder by ladder.
+    """How much better the predictors of :func:`combined` follow the post-RL reward than their parts do, by ladder.
 
     A row per score, form and ladder: ``r``, the correlation over rungs; ``over_J0`` and ``over_score``, how far it is
     above that of J_0 alone and above that of the score alone (0 for one that is constant).
@@ -85,7 +83,7 @@ def rises(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def errors(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The root mean square of post-RL reward less the calibrated predictor of :func:`combined`, per score and ladder."""
+    """The root mean square of post-RL reward less calibrated predictor of :func:`combined`, per score and ladder."""
     square = (table["post"] - table["calibrated"]) ** 2
     found = square.groupby([table["score"], table["ladder"]], sort=False).mean() ** 0.5
     return found.rename("rmse").reset_index()
