@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from scipy.special import entr
 
 from replicate.ladder import corpus
+from replicate.ladder.checkpoints import Ladder
 from replicate.ladder.corpus import KEYS, VALUES, VOCABULARY, Chain
 from replicate.rl.prompts import Prompts
 from replicate.rl.tasks.label_copying import WORDS
@@ -108,7 +109,7 @@ def _prompts(tokens: np.ndarray, spec: TinyLadder) -> tuple[np.ndarray, np.ndarr
     until = entr(ends) + entr(1 - ends) + (1 - ends) * np.log(len(WORDS))
     kind = np.array([MARK, LABEL, MARK, *[UNTIL] * len(places), MARK, ANSWER], dtype=object)
     source = np.array([0.0, np.log(spec.labels), 0.0, *until, 0.0, _answer_entropy(spec)])
-    return (np.tile(row, (len(tokens), 1)) for row in (kind, source))
+    return np.tile(kind, (len(tokens), 1)), np.tile(source, (len(tokens), 1))
 
 
 def _answer_entropy(mixture: Mixture) -> float:
@@ -116,6 +117,7 @@ def _answer_entropy(mixture: Mixture) -> float:
     return float(entr(1 - mixture.noise + wrong) + (mixture.labels - 1) * entr(wrong))
 
 
-def reads_the_corpus(tokenizer) -> bool:
-    """Whether a ladder's tokenizer is the corpus' own, so that its models can be shown the corpus' text."""
-    return tokenizer.get_vocab() == _ID
+def require_corpus(ladder: Ladder) -> None:
+    """``ValueError`` for a ladder whose models were not taught the corpus' words: its text says nothing to them."""
+    if ladder.checkpoints[0].tokenizer().get_vocab() != _ID:
+        raise ValueError(f"LADDER: expected one with the tiny corpus' tokenizer, got {ladder.spec}")

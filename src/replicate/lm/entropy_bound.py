@@ -264,7 +264,7 @@ def centred(table: Float[Tensor, "vocab d"]) -> Float[Tensor, "vocab d"]:
     return table - table.mean(0)
 
 
-def triangle(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "n n"]:
+def triangle(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "least n"]:
     """R of a QR decomposition: |matrix X| = |R X| for every X, with fewer rows."""
     return torch.linalg.qr(matrix, mode="r").R
 

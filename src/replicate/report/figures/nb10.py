@@ -37,31 +37,26 @@ _COLOURS = {
 _SIDES = {
     "paper": ("paper's form, $C\\,H/\\log V$", VERMILION, "-"),
     "spread": ("$\\|B\\|\\,H/(2\\ln2)$", ORANGE, "-"),
-    "pairs": ("entropy in bits", PURPLE, "--"),
+    "pairs": ("sharpest right side: $H$ in bits", PURPLE, "--"),
     "exact": ("exact left side", BLUE, "-"),
 }
 
 
-def entropies(table: pd.DataFrame) -> "Figure":
-    """Entropy of the policy along the ladder: a panel a ``document``, a line a ``kind`` (mean of ``H``, band of the
-    middle half), dotted in its colour the mean of ``S``, the entropy of the corpus' own rule."""
-    documents = list(table.document.unique())
-    figure, axes = panels(
-        1, len(documents), width=1.2 + 3.9 * len(documents), height=4.1, sharey=True, squeeze=False
-    )
+def entropies(curves: pd.DataFrame) -> "Figure":
+    """Entropy of the policy along the ladder: a panel a ``document``, a line a ``kind`` (its mean ``H``, band from
+    ``low`` to ``high``), dotted in its colour ``S``, the mean entropy of the corpus' own rule."""
+    documents = list(curves.document.unique())
+    width = 1.0 + 3.6 * len(documents)
+    figure, axes = panels(1, len(documents), width=width, height=4.2, sharey=True, squeeze=False)
     for ax, document in zip(axes[0], documents, strict=True):
-        part = table[table.document == document]
-        kinds = part.groupby("kind").H.mean().sort_values(ascending=False).index
-        for kind in kinds:
-            place = part[part.kind == kind].groupby("step")
-            at = place[["tokens", "H", "S"]].mean()
+        part = curves[curves.document == document]
+        for kind in part.groupby("kind").H.mean().sort_values(ascending=False).index:
+            at = part[part.kind == kind].sort_values("step")
             x, label = tokens_axis(at)
             ax.plot(x, at.H, color=_COLOURS[kind], label=kind)
-            ax.fill_between(
-                x, place.H.quantile(0.25), place.H.quantile(0.75), color=_COLOURS[kind], alpha=0.15, lw=0
-            )
+            ax.fill_between(x, at.low, at.high, color=_COLOURS[kind], alpha=0.15, lw=0)
             ax.plot(x, at.S, color=_COLOURS[kind], ls=":", lw=1.3)
-        ax.set(xlabel=label, title=document)
+        ax.set(xlabel=label, title={"prompts": "label documents"}.get(document, document))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=8.5)
     axes[0, 0].set_ylabel("entropy (nats)")
     return figure
@@ -84,7 +79,8 @@ def token_paths(table: pd.DataFrame) -> "Figure":
         ax.set(yscale="log", title=kind)
     for ax in axes.flat[len(kinds) :]:
         ax.set_visible(False)
-    for ax in axes[-1]:
+    for ax in axes.flat[len(kinds) - columns : len(kinds)]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
         ax.set_xlabel(label, fontsize=9)
     for ax in axes[:, 0]:
         ax.set_ylabel("norm / worst fair coin")
@@ -101,9 +97,8 @@ def by_position(table: pd.DataFrame, words: list[str]) -> "Figure":
     for column, (name, colour, style) in _SIDES.items():
         ax.plot(at.index, at[column], color=colour, ls=style, marker="o", ms=3.5, label=name)
     ax.axhline(1, color=BLACK, lw=0.8, ls=":")
-    ax.annotate(
-        "worst fair coin", (at.index[-1], 1), (0, 3), textcoords="offset points", ha="right", fontsize=8
-    )
+    middle = at.index[len(at) // 2]
+    ax.annotate("worst fair coin", (middle, 1), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     ax.set_xticks(at.index, [words[i] for i in at.index], rotation=60, ha="right", fontsize=8.5)
     ax.set(
         yscale="log",
@@ -131,7 +126,7 @@ def costates(table: pd.DataFrame, sent: pd.DataFrame) -> "Figure":
             _relative_band(ax, sent, "sent", GREEN, "distance of what GRPO sends")
         ax.axhline(1, color=BLACK, lw=0.9, ls=":")
         ax.set(yscale="log", xlabel=label, title=f"{k} token{'s' * (k > 1)} in between")
-    axes[0].annotate(
+    axes[1].annotate(
         "the costate itself",
         (0.03, 1),
         (0, 3),
