@@ -236,8 +236,8 @@ def test_settings_that_do_not_matter_to_a_job_leave_its_record_valid(params):
 
 OTHERS = {
     "RUN_DIR": "x", "LADDER": "x", "LADDER_DIR": "x", "STUDY": "x", "RL_SEEDS": [7], "BUDGETS": [3],
-    "MEASURE_LAYERS": [0], "TASK": "x", "STACK_SEEDS": False, "BASELINE": "leave_one_out", "SCALE": "none", "LENGTH": "token",
-    "DTYPE": "float64", "DEVICE": "cuda",
+    "MEASURE_LAYERS": [0], "TASK": "x", "STACK_SEEDS": False, "BASELINE": "leave_one_out", "SCALE": "none",
+    "LENGTH": "token", "DTYPE": "float64", "DEVICE": "cuda",
 }  # fmt: skip
 
 

@@ -224,7 +224,7 @@ def _by_looking(
         return _nothing(name)
     spent = look * len(seen)
     done = costs.pilot_updates if name == PILOT else 0
-    ends = outcome_at(seen, total, costs, spent=spent)
+    ends = outcome_at(seen, total, costs, spent=spent, done=done)
     return _row(name, ends.iloc[choose_checkpoint(np.asarray(score(ends), float))], len(seen), spent)
 
 

@@ -36,7 +36,7 @@ def run_block(folder: Path) -> str:
         f"Ladder: {data['ladder']}, {len(data['checkpoints'])} checkpoints; RL seeds {data['seeds']['rl']}, budgets "
         f"{data['parameters']['BUDGETS']}. Run in {seconds / 60:.1f} minutes on {machine['cores']} cores "
         f"({machine['processor']}, kernels {machine['kernels']}): "
-        f"ladder and jobs {stages['ladder and jobs']:.0f} s, notebooks {stages['notebooks']:.0f} s; "
+        f"{', '.join(f'{name} {spent:.0f} s' for name, spent in stages.items())}; "
         f"the slowest notebook, {slowest}, took {notebooks[slowest]:.0f} s. "
         f"torch {versions['torch']}, transformers {versions['transformers']}.{mixed}"
     )
