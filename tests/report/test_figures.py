@@ -1,10 +1,13 @@
 """Figures: three files each, reproducible bytes, and every ladder figure draws from a table of the right shape."""
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
+from replicate.impact.readiness import CALIBRATED, SCALE_FREE
 from replicate.report.figures import ladders, nb09, nb11, nb12, style
 
 mpl.use("Agg")
@@ -56,19 +59,10 @@ def test_what_is_drawn_is_the_table(frame):
 
 def test_every_ladder_figure_draws(frame):
     gains = pd.concat([frame.assign(budget=b, seed=s) for b in (5, 10) for s in (0, 1)])
-    table = pd.DataFrame(
-        {"predictor": ["a"], "spearman": [0.1], "low": [-0.2], "high": [0.4], "partial": [0.0]}
-    )
-    readings = pd.DataFrame(
-        [{"kind": k, "signal": s, "headroom": h, "spearman": 0.5} for k in "ab" for s in "cd" for h in "ef"]
-    )
     drawn = [
         nb09.abilities(frame, labels=4, vocab=100),
         nb11.gains(frame, gains),
         nb11.predictor(frame),
-        nb12.readiness(frame),
-        nb12.forest(table, title="t"),
-        nb12.multiverse(readings),
     ]
     assert all(figure.axes for figure in drawn)
 
@@ -83,3 +77,68 @@ def test_jitter_stays_within_its_spread_and_never_repeats():
     assert abs(offsets).max() <= 0.2
     assert abs(offsets).max() > 0.19
     assert len(set(offsets.round(6))) == 500
+
+
+def test_figure_5_draws_residuals_beside_what_leaves_them():
+    rng = np.random.default_rng(0)
+    rows = {
+        "J0": rng.random(20),
+        "post": rng.random(20),
+        "calibrated": rng.random(20),
+        "scale_free": rng.random(20),
+    }
+    table = pd.concat([pd.DataFrame(rows).assign(score=name) for name in ("none", "V H")])
+    figure = nb12.readiness(table)
+    assert len(figure.axes) == 6
+    residuals = figure.axes[3].collections[0].get_offsets()
+    assert residuals[:, 0].tolist() == pytest.approx(rows["J0"].tolist())
+    assert residuals[:, 1].tolist() == pytest.approx((rows["post"] - rows["calibrated"]).tolist())
+
+
+def test_a_row_a_score_with_its_ladders_and_their_mean():
+    values = {"a": [0.1, 0.3, 0.5], "b": [-0.9, -0.7, -0.2], "chance": [0.5, 0.6, 0.7]}
+    rows = [
+        {"score": name, "spearman": x, "partial": np.nan if name == "b" else x, "r2": x, "regret": x}
+        for name, found in values.items()
+        for x in found
+    ]
+    judged = pd.DataFrame(rows)
+    first, partial, r2 = nb12.forest(judged, ["b", "a"]).axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["b", "a"]
+    dots, mean = first.lines[0], first.lines[1]
+    assert dots.get_xdata().tolist() == pytest.approx(values["b"])
+    assert mean.get_xdata().tolist() == pytest.approx([-0.6])
+    assert len(partial.lines) == 3  # dots and mean of a alone, and the line at zero
+    assert min(r2.lines[0].get_xdata()) == pytest.approx(-0.55)  # drawn at the edge
+    (regrets,) = nb12.regrets(judged, ["b", "a"]).axes
+    assert regrets.lines[-2].get_xdata()[0] == pytest.approx(0.6)  # chance
+    table = pd.concat([judged.assign(form=form, over_J0=judged.r2) for form in (CALIBRATED, SCALE_FREE)])
+    assert len(nb12.rises(table).axes) == 2
+
+
+@pytest.fixture
+def curve():
+    levels = itertools.product(
+        ("categorical", "shift"), ("grpo",), (1, np.inf), ("cosine",), (-1, 2), ("std",)
+    )
+    table = pd.DataFrame(levels, columns=["policy", "advantage", "n", "form", "layer", "headroom"])
+    mean = np.linspace(-0.8, 0.8, len(table))
+    return table.assign(mean=mean, low=mean - 0.1, high=mean + 0.1)
+
+
+def test_the_specification_curve_marks_every_choice_of_every_reading(curve):
+    choices = {name: tuple(curve[name].unique()) for name in curve.columns[:6]}
+    marked = {"x": tuple(curve.iloc[1][:6]), "y": tuple(curve.iloc[6][:6])}
+    kinds = pd.concat([curve.iloc[[0, 2]].assign(headroom=kind) for kind in ("std", "kl")])
+    top, below = nb12.specification_curve(curve, marked, choices, kinds).axes[:2]
+    drawn = sorted(x for line in below.lines for x in line.get_xdata())
+    assert drawn == sorted(list(range(8)) * 6)
+    shift = below.lines[1].get_xdata().tolist()
+    assert shift == np.flatnonzero(curve.policy == "shift").tolist()
+    rings = [line.get_xdata()[0] for line in top.lines if line.get_marker() == "o"]
+    assert rings == [1, 6]
+
+
+def test_a_reading_that_is_not_in_the_curve_is_not_marked(curve):
+    with pytest.raises(ValueError, match="reading: expected one row of the curve, got 0"):
+        nb12.place_of(curve, ("gumbel", "grpo", 1, "cosine", -1, "std"))

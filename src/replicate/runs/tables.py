@@ -1,20 +1,16 @@
 """Records as tables (pandas): what notebooks plot and what statistics read."""
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 
 from replicate.files import replacing, write_text
 from replicate.impact import headrooms
-from replicate.impact.samples import PolicyName
-from replicate.impact.scores import PRIMARY_SIGNAL, SIGNALS, signal
+from replicate.impact.scores import PRIMARY_SIGNAL, signal
 from replicate.ladder.checkpoints import Ladder
 from replicate.runs.params import ScaleParameters
 from replicate.runs.units import records
-from replicate.statistics.series import spearman
 
 
 @dataclass(frozen=True)
@@ -122,24 +118,3 @@ def per_checkpoint(
     by_budget = tables.gains.groupby([*where, "budget"])[["gain", "reward"]].mean().unstack()
     by_budget.columns = [f"{'post' if name == 'reward' else name}_{n}" for name, n in by_budget.columns]
     return frame.merge(response.join(by_budget).reset_index(), on=where).sort_values(where, ignore_index=True)
-
-
-def multiverse(tables: Tables, layers: list[int]) -> pd.DataFrame:
-    """Every reading of the score beside each other: its rank correlation with the mean gain over checkpoints.
-
-    A row per kind (action model, whose Delta: one sampled costate's or the conditional mean's, state layer) x signal x
-    headroom. Under the shift policy the Delta of the mean is zero by Lemma 1, and a sampled estimate of it is noise: it
-    is left out.
-    """
-    rows = []
-    for policy, conditional, layer in itertools.product(get_args(PolicyName), (False, True), layers):
-        if policy == "shift" and conditional:
-            continue
-        kind = f"{policy}, {'average' if conditional else 'one'} costate\nlayer {'final' if layer == -1 else layer}"
-        for name, room in itertools.product(SIGNALS, headrooms.KINDS):
-            frame = per_checkpoint(
-                tables, policy=policy, layer=layer, kind=name, headroom=room, conditional=conditional
-            )
-            score = spearman(frame.S.to_numpy(), frame.gain.to_numpy())
-            rows.append({"kind": kind, "signal": name, "headroom": room, "spearman": score})
-    return pd.DataFrame(rows)
