@@ -80,7 +80,9 @@ def multiverse(table: pd.DataFrame) -> "Figure":
     figure, axes = panels(
         rows, min(3, len(kinds)), width=9.0, height=2.7 * rows + 0.4, sharey=True, sharex=True
     )
-    for ax, kind in zip(np.ravel(axes), kinds, strict=True):
+    for ax in np.ravel(axes)[len(kinds) :]:
+        ax.set_axis_off()
+    for ax, kind in zip(np.ravel(axes), kinds, strict=False):
         block = table[table.kind == kind].pivot(index="signal", columns="headroom", values="spearman")
         block = block.loc[table.signal.unique(), table.headroom.unique()]
         sns.heatmap(
