@@ -38,13 +38,15 @@ def changed(tree, path, old, new):
     return {name for name in before if before[name] != after[name]}
 
 
-def test_one_operator_in_impact_concerns_the_measurements_and_only_them(tree):
-    assert changed(tree, "impact/measured.py", "empirical - pathwise", "empirical + pathwise") == {"measure"}
-    assert changed(tree, "impact/headrooms.py", "p * (1 - p)", "p * (2 - p)") == {"measure"}
+def test_one_operator_in_impact_leaves_rl_and_the_ladder_alone(tree):
+    of_impact = {"measure", "forecast"}  # one package
+    assert changed(tree, "impact/measured.py", "empirical - pathwise", "empirical + pathwise") == of_impact
+    assert changed(tree, "impact/headrooms.py", "p * (1 - p)", "p * (2 - p)") == of_impact
 
 
-def test_one_number_in_the_trainer_concerns_rl_and_only_it(tree):
-    assert changed(tree, "rl/trainer.py", " * ", " / ") == {"rl"}
+def test_one_number_in_the_trainer_concerns_what_takes_its_gradients(tree):
+    """A measurement takes |grad J|^2 from the module that forecasts with the trainer's batches."""
+    assert changed(tree, "rl/trainer.py", " * ", " / ") == {"rl", "forecast", "measure"}
 
 
 def test_the_training_of_the_ladder_concerns_the_ladder(tree):
@@ -56,11 +58,13 @@ def test_what_all_import_concerns_all(tree):
     assert changed(tree, "rl/tasks/label_copying.py", "import torch\n", "import torch\n\nX = 1\n") == {
         "measure",
         "rl",
+        "forecast",
         "ladder",
     }
     assert changed(tree, "__init__.py", "import warnings\n", "import warnings\n\nX = 1\n") == {
         "measure",
         "rl",
+        "forecast",
         "ladder",
     }
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "replicate"
 # From the bottom. Modules beside each other in the first row, and `cli` in the last, are no packages.
 ROOMS = (
-    ("__init__", "kernels", "identity", "files", "threads", "checks", "bisection", "settings"),
+    ("__init__", "kernels", "identity", "files", "threads", "checks", "bisection", "streams", "settings"),
     *(("statistics",), ("theory",), ("models",), ("lm",), ("rl",), ("impact",), ("ladder",), ("report",), ("runs",)),
     ("cli", "__main__"),
 )  # fmt: skip
