@@ -34,35 +34,89 @@ def frame():
     return table.assign(stage=1, step=np.arange(n) * 10, tokens=np.arange(n) * 10**6, gain_se=0.01)
 
 
+@pytest.fixture
+def study(frame):
+    """Three ladders, the second one cooled, with what notebook 11 draws of a study."""
+    parts = [
+        frame.assign(ladder=name, cooled=name == "b", labels=4, empirical=frame.delta + i, gain_5=frame.gain)
+        for i, name in enumerate("abc")
+    ]
+    return pd.concat(parts, ignore_index=True).assign(gain_other=0.0)
+
+
 def test_three_files_and_the_numbers_behind(frame, tmp_path):
     style.use_style()
-    figure = nb11.components(frame)
+    figure = nb09.abilities(frame, labels=4, vocab=100)
     path = style.save(figure, "f", frame, tmp_path)
     assert path.stat().st_size > 10_000
     assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
     assert pd.read_csv(tmp_path / "f.csv").V.tolist() == pytest.approx(frame.V.tolist())
-    style.save(nb11.components(frame), "again", frame, tmp_path)
+    style.save(nb09.abilities(frame, labels=4, vocab=100), "again", frame, tmp_path)
     assert (tmp_path / "f.pdf").read_bytes() == (tmp_path / "again.pdf").read_bytes()
 
 
-def test_what_is_drawn_is_the_table(frame):
-    """The dashed line is the least-squares map of the score, the solid one the measured gain."""
-    frame = frame.assign(V=frame.gain + 0.1, H=1.0, S=-frame.gain)
-    figure = nb11.prediction(frame)
-    one_costate, average = (ax.lines[:2] for ax in figure.axes if len(ax.lines) > 2)
-    measured, predicted = average
-    assert measured.get_ydata().tolist() == pytest.approx(frame.gain.tolist())
-    assert predicted.get_ydata().tolist() == pytest.approx(frame.gain.tolist())
-    # A score that falls as the gain rises is given no weight, and is not turned round.
-    assert one_costate[1].get_ydata().tolist() == pytest.approx([frame.gain.mean()] * len(frame))
+def test_a_band_is_the_mean_over_ladders_with_its_interval():
+    """Two ladders at 0 and 2: mean 1, half-width t(1 degree of freedom) = 12.7 standard errors of 1; alone, nothing."""
+    table = pd.DataFrame({"ladder": list("abaab"), "x": [1, 1, 2, 3, 3], "y": [0.0, 2.0, 5.0, 1.0, 100.0]})
+    found = nb11.band(table, "x", "y")
+    assert found.index.tolist() == [1, 3]
+    assert found.loc[1].tolist() == pytest.approx([1, 1 - 12.7062, 1 + 12.7062], abs=1e-3)
+    assert nb11.band(table[table.x == 3], "x", "y", logarithm=True)["mean"].tolist() == pytest.approx([10])
 
 
-def test_every_ladder_figure_draws(frame):
+def test_components_of_a_study_are_geometric_means_over_its_ladders(study):
+    left, right = nb11.components(study).axes
+    drawn = {line.get_label(): line.get_ydata() for line in [*left.lines, *right.lines]}
+    expected = np.exp(np.log(study.V).groupby(study.step).mean())
+    assert drawn["$V$"].tolist() == pytest.approx(expected.tolist())
+    assert drawn["$H$"].tolist() == pytest.approx(study.groupby("step").H.mean().tolist())
+    assert drawn["entropy / first"][0] == pytest.approx(1)
+
+
+def test_averaging_has_a_panel_per_reading_and_a_line_per_ladder():
+    table = pd.DataFrame(
+        [(p, name, name == "b", n, (n - 5) / 10) for p in "pq" for name in "abc" for n in (1, 10)],
+        columns=["panel", "ladder", "cooled", "n", "spearman"],
+    )
+    axes = nb11.averaging(table, {"group": 8}).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["p", "q"]
+    ladders_, mean = axes[0].lines[:3], axes[0].lines[3]
+    assert mean.get_ydata().tolist() == pytest.approx([-0.4, 0.5])
+    colours = [line.get_color() for line in ladders_]
+    assert colours[0] == colours[2] != colours[1]
+
+
+def test_figure_1_shows_prediction_against_measurement_and_the_mean_r2(study):
+    table = pd.concat(
+        [study.assign(score=name, predicted=study.gain + shift) for shift, name in enumerate("st")]
+    )
+    skill = pd.DataFrame(
+        {"score": list("sssttt"), "r2": [0.1, 0.2, 0.3, 0.7, 0.8, 0.9], "cooled": [False, True, False] * 2}
+    )
+    left, middle, *_, right = [ax for ax in nb11.prediction(table, skill).axes if ax.get_title(loc="left")]
+    for ax, shift in ((left, 0), (middle, 1)):
+        predicted, measured = ax.collections[0].get_offsets().T
+        assert (predicted - measured).tolist() == pytest.approx([shift] * len(study))
+    means = [container.lines[0].get_ydata()[0] for container in right.containers]
+    assert means == pytest.approx([0.2, 0.8])
+
+
+def test_figure_4_has_a_panel_per_ladder_with_the_gain_as_z_score(study):
+    axes = nb11.predictor(study, {"V": "v"}).axes
+    titles = [ax.get_title(loc="left") for ax in axes if ax.get_visible()]
+    assert titles == ["a: 4 labels, constant rate", "b: 4 labels, cooled", "c: 4 labels, constant rate"]
+    gain, score = (line.get_ydata() for line in axes[0].lines)
+    assert (gain.mean(), gain.std()) == pytest.approx((0, 1))
+    assert np.corrcoef(score, study[study.ladder == "a"].V)[0, 1] == pytest.approx(1)
+
+
+def test_every_ladder_figure_draws(frame, study):
     gains = pd.concat([frame.assign(budget=b, seed=s) for b in (5, 10) for s in (0, 1)])
     drawn = [
         nb09.abilities(frame, labels=4, vocab=100),
         nb11.gains(frame, gains),
-        nb11.predictor(frame),
+        nb11.hump(study),
+        nb11.updates(frame, pd.concat([gains.assign(update=u, null_groups=0.5) for u in (1, 2)])),
     ]
     assert all(figure.axes for figure in drawn)
 
