@@ -91,16 +91,24 @@ def summary(skill: "pd.DataFrame", column: str, *, against: str | None = None) -
     return pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)
 
 
-def residuals(frame: "pd.DataFrame", score: str, target: str = "gain") -> "pd.Series":
-    """``target`` less its prediction by a rising line in ``score``, fitted on the other ladders, rung by rung."""
+def left_out_prediction(
+    frame: "pd.DataFrame", score: str, target: str = "gain", *, basis: "Basis | None" = None
+) -> "pd.Series":
+    """a + b ``score`` for each row, b >= 0, fitted to ``target`` on the other ladders; with ``basis`` freely, on its
+    columns."""
     import pandas as pd
 
     parts = []
-    for name in frame.ladder.unique():
-        own = frame[frame.ladder == name]
-        line = predict_ladders(frame[frame.ladder != name], own, score, target)[1]
-        parts.append(own[target] - (line.intercept + line.slope * own[score]))
+    for name, rows in frame.groupby("ladder", sort=False, observed=True):
+        _, line = predict_ladders(frame[frame["ladder"] != name], rows, score, target, basis=basis)
+        design = rows[[score]].to_numpy(float) if basis is None else basis(rows[score])
+        parts.append(pd.Series(line.predict(design), index=rows.index))
     return pd.concat(parts).reindex(frame.index)
+
+
+def residuals(frame: "pd.DataFrame", score: str, target: str = "gain") -> "pd.Series":
+    """``target`` less its :func:`left_out_prediction` by a rising line, rung by rung."""
+    return frame[target] - left_out_prediction(frame, score, target)
 
 
 def unseen(frame: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame]":

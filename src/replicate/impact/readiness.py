@@ -10,7 +10,6 @@ import numpy as np
 
 from replicate.impact import evidence
 from replicate.impact.choice import regret, regret_of_chance
-from replicate.statistics.over_ladders import predict_ladders
 from replicate.statistics.series import Series, pearson, spearman, zscore
 from replicate.statistics.splines import Basis, partial_over_spline
 
@@ -44,23 +43,11 @@ def combined(frame: "pd.DataFrame", scores: Mapping[str, Series]) -> "pd.DataFra
     parts = []
     for name, values in {NO_SCORE: np.zeros(len(frame)), **scores}.items():
         own = base.assign(score=name, value=np.asarray(values, dtype=float))
-        own["calibrated"] = own["J0"] + left_out_prediction(own, "value", "rise")
+        own["calibrated"] = own["J0"] + evidence.left_out_prediction(own, "value", "rise")
         within = own.groupby("ladder", sort=False, observed=True)
         own["scale_free"] = within["J0"].transform(zscore) + within["value"].transform(zscore)
         parts.append(own.drop(columns="rise"))
     return pd.concat(parts, ignore_index=True)
-
-
-def left_out_prediction(frame: "pd.DataFrame", x: str, y: str, *, basis: Basis | None = None) -> "pd.Series":
-    """a + b ``x`` for each row, b >= 0, fitted to ``y`` on the other ladders; with ``basis`` freely, on its columns."""
-    import pandas as pd
-
-    parts = []
-    for name, rows in frame.groupby("ladder", sort=False, observed=True):
-        _, line = predict_ladders(frame[frame["ladder"] != name], rows, x, y, basis=basis)
-        design = rows[[x]].to_numpy(float) if basis is None else basis(rows[x])
-        parts.append(pd.Series(line.predict(design), index=rows.index))
-    return pd.concat(parts).reindex(frame.index)
 
 
 def rises(table: "pd.DataFrame") -> "pd.DataFrame":
@@ -111,7 +98,7 @@ def judge(
 
     table = evidence.scored(frame, scores)
     columns = {name: table[name] for name in scores}
-    columns[SPLINE] = left_out_prediction(table, "J0", target, basis=spline)
+    columns[SPLINE] = evidence.left_out_prediction(table, "J0", target, basis=spline)
     fitted = table.assign(**{SPLINE: table["J0"]})
     skill = evidence.left_out_skill(fitted, list(columns), target, bases={SPLINE: spline})
     r2 = skill.set_index(["score", "ladder"])["r2"]

@@ -55,10 +55,10 @@ def entries(study: Study, parents: Sequence[Entry]) -> list[Entry]:
         for parent in parents:
             ladder = jobs.ladder(parent.params)
             own = f"{ladder.checkpoints[0].where.parent.name}-{intervention.kind}-{intervention.reward:g}"
-            folder = paths.resolve(parent.params.LADDER_DIR) / f"{own}-{intervention.every}"
+            folder = Path(parent.params.LADDER_DIR) / f"{own}-{intervention.every}"
             prompts = jobs.measured(parent.params, ladder.checkpoints[0])
             how = {"kind": intervention.kind, "reward": intervention.reward, "every": intervention.every}
-            interventions.make(ladder, folder, prompts.to("cpu"), **how)
+            interventions.make(ladder, paths.resolve(folder), prompts.to("cpu"), **how)
             changed = {"LADDER": str(folder), "BUDGETS": intervention.budgets}
             params = parent.params.model_copy(update=changed)
             found.append(Entry(intervention.named(parent.name), parent.role, params))

@@ -1,4 +1,4 @@
-"""What the figures of a ladder share: the axis of pretraining tokens, and the diagonal."""
+"""What the figures of ladders share: the axis of pretraining tokens, the diagonal, the names of scores."""
 
 from typing import TYPE_CHECKING
 
@@ -23,3 +23,21 @@ def diagonal(ax: "Axes", x, y) -> None:
     """The line on which y = x, over the range of both."""
     low, high = min(np.min(x), np.min(y)), max(np.max(x), np.max(y))
     ax.plot([low, high], [low, high], color=BLACK, lw=0.8, ls=":", zorder=0)
+
+
+_TYPESET = {
+    "law": "law: $\\kappa/\\sqrt{E|\\hat\\lambda|^2}$",
+    "S = (V - Delta) H, one costate": "$(V - \\Delta)\\,H$, one costate",
+    "V": "$V$",
+    "V H": "$V H$",
+    "J_0": "$J_0$",
+    "J_0 (1 - J_0)": "$J_0 (1 - J_0)$",
+    "spline in J_0": "spline in $J_0$",
+    "headroom H": "headroom $H$",
+    "|grad_theta J|^2": "$|\\nabla_\\theta J|^2$",
+}
+
+
+def typeset(score: str) -> str:
+    """A score's name as figures write it."""
+    return _TYPESET.get(score, score)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures.ladders import diagonal
+from replicate.report.figures.ladders import diagonal, typeset
 from replicate.report.figures.style import (
     BLACK,
     BLUE,
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TYPESET = {
-    "law": "law: $\\kappa/\\sqrt{E|\\hat\\lambda|^2}$",
-    "S = (V - Delta) H, one costate": "$(V - \\Delta)\\,H$, one costate",
-    "V": "$V$",
-    "V H": "$V H$",
-    "J_0": "$J_0$",
-    "J_0 (1 - J_0)": "$J_0 (1 - J_0)$",
-    "spline in J_0": "spline in $J_0$",
-    "headroom H": "headroom $H$",
-    "|grad_theta J|^2": "$|\\nabla_\\theta J|^2$",
-}
 _FORMS = {
     "J_0 + a + b score": "$J_0 + a + b\\,$score, $b \\geq 0$",
     "z(J_0) + z(score)": "$z(J_0) + z($score$)$",
@@ -78,7 +67,7 @@ def readiness(table: pd.DataFrame) -> "Figure":
         axes[1, j].axhline(0, color=BLACK, lw=0.8)
         said = f"root mean square {np.sqrt(np.square(own.residual).mean()):.3f}"
         axes[1, j].set_title(said, fontsize=9)
-        axes[0, j].set_title("$J_0$ alone" if alone else _TYPESET.get(name, name))
+        axes[0, j].set_title("$J_0$ alone" if alone else typeset(name))
         axes[0, j].set_xlabel("$J_0 + a$" if alone else "$J_0 + a + b\\,$score, $b \\geq 0$")
         axes[1, j].set_xlabel("$J_0$")
         axes[2, j].set_xlabel("$z(J_0)$" if alone else "$z(J_0) + z($score$)$")
@@ -144,7 +133,7 @@ def _strips(ax: "Axes", table: pd.DataFrame, column: str, *, floor: float = -np.
         found = over_ladders(values)
         ax.hlines(y, max(found.low, floor), max(found.high, floor), color=BLUE, lw=2)
         ax.plot(max(found.mean, floor), y, "o", color=BLUE, ms=5)
-    ax.set_yticks(range(len(names))[::-1], [_TYPESET.get(name, name) for name in names])
+    ax.set_yticks(range(len(names))[::-1], [typeset(name) for name in names])
     ax.set_ylim(-0.6, len(names) - 0.4)
 
 
