@@ -48,11 +48,22 @@ def test_the_trunk_is_the_ladder_without_cooldown_bit_for_bit(ladder, cooled):
         assert all(torch.equal(plain[name], found[name]) for name in plain), rung.name
 
 
-def test_a_rung_is_the_branch_and_not_the_trunk(cooled):
+def test_a_rung_is_its_trunk_trained_on_with_a_falling_rate(cooled, cooled_spec):
+    """Done here once more from the trunk's weights and momenta: the same bits, and others than the trunk's."""
     found, trunk = cooled
+    chain = corpus.prose_chain(cooled_spec.seed)
     for rung in found:
-        weights = rung.model().state_dict()
-        assert not all(torch.equal(weights[name], trunk[rung.step]["model"][name]) for name in weights)
+        model, weights = rung.model(), rung.model().state_dict()
+        model.load_state_dict(trunk[rung.step]["model"])
+        assert not all(torch.equal(weights[name], found) for name, found in model.state_dict().items())
+        model.train()
+        optimizer = pretrain._optimizer(model)
+        optimizer.load_state_dict(trunk[rung.step]["optimizer"])
+        for i in range(COOLDOWN):
+            step = rung.step + i
+            rate = cooled_spec.learning_rate * min(1, (step + 1) / cooled_spec.warmup) * (1 - i / COOLDOWN)
+            pretrain._update(cooled_spec, step, rate, model, optimizer, chain)
+        assert all(torch.equal(weights[name], found) for name, found in model.state_dict().items()), rung.name
 
 
 def test_names_count_the_branchs_tokens_and_the_ladder_says_what_it_is(ladder, cooled, cooled_spec):
