@@ -543,6 +543,20 @@ def test_a_failed_job_or_ladder_is_status_1_and_nothing_is_published(checkout, m
     assert err == "failed: ladder at b: no room\n"
 
 
+@pytest.mark.parametrize("page", [None, "no numbers\n"])
+def test_what_cannot_be_published_is_refused_before_the_first_job(checkout, monkeypatch, capsys, page):
+    checkout.page.unlink() if page is None else checkout.page.write_text(page)
+    monkeypatch.setattr(study, "sweep_all", lambda *_, **__: pytest.fail("work began"))
+    arguments = ["study", "-f", str(checkout.path), "--role", "development", "--publish", "tables"]
+    monkeypatch.setattr(sys, "argv", ["replicate", *arguments])
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (status.value.code, out) == (2, "")
+    assert "registered.md" in err
+    assert err.count("\n") == 1
+
+
 def test_sweeps_and_studies_share_their_records(alone, monkeypatch):
     """A ladder of a study is a run's like any other."""
     monkeypatch.setenv("REPLICATE_HOME", str(alone.folder))
