@@ -70,8 +70,8 @@ def test_the_studys_own_file_has_eight_ladders_to_look_at_and_four_locked_ones()
 
 def test_a_ladder_has_the_files_parameters_its_own_before_them_and_overrides_before_all(tmp_path, common):
     path = write(tmp_path, {**common, "LADDERS": [{**DEVELOPMENT, "FILLER": 5}, LOCKED]})
-    a, b = study.load(path, {"SIGMA": 2.0}).entries
-    assert (a.name, a.role, a.params.SEED, a.params.FILLER, a.params.SIGMA) == ("a", "development", 0, 5, 2.0)
+    a, b = study.load(path).entries
+    assert (a.name, a.role, a.params.SEED, a.params.FILLER) == ("a", "development", 0, 5)
     assert (b.name, b.role, b.params.SEED, b.params.FILLER, b.params.TINY_COOLDOWN) == (
         "b",
         "locked",
@@ -79,6 +79,8 @@ def test_a_ladder_has_the_files_parameters_its_own_before_them_and_overrides_bef
         4,
         4,
     )
+    changed = study.load(path, {"FILLER": 6, "SIGMA": 2.0}).entries
+    assert [(e.params.FILLER, e.params.SIGMA, e.params.SEED) for e in changed] == [(6, 2.0, 0), (6, 2.0, 1)]
 
 
 def test_ladders_are_chosen_by_role_and_by_name(tmp_path, common):
@@ -386,6 +388,8 @@ def test_the_tables_are_the_records_of_all_ladders_and_say_where_they_come_from(
     assert description["study"]["sha256"] == hashlib.sha256(alone.study.path.read_bytes()).hexdigest()
     for entry in alone.study.entries:
         of = description["ladders"][entry.name]
+        weights = "".join(rungs[entry.name].values()).encode()
+        assert of["checkpoints"] == hashlib.sha256(weights).hexdigest()
         assert (of["role"], of["parameters"]) == (entry.role, entry.params.model_dump())
         assert of["made"]["records"] == 12
     assert ["cooled" in description["ladders"][name]["kind"] for name in "ab"] == [False, True]
