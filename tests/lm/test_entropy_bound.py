@@ -72,6 +72,19 @@ def test_right_sides_are_in_order(family):
         assert (exact > 1e-4 * pairs).all()
 
 
+def test_the_papers_constant_is_a_product_of_three_norms():
+    model, prefixes, _ = fresh(batch=1)
+    found = entropy_bound.token_paths(model, prefixes, vocab=V, generator=seeded(1))
+    F, s = recurrence.transformer(model), recurrence.prompt_state(model, prefixes)
+    token = torch.multinomial(F.logits(s).softmax(-1), 1, generator=seeded(1))[0]
+    width = model.config.hidden_size
+    step = torch.autograd.functional.jacobian(lambda e: F.advance(s, e)[0, -width:], F.embeddings[token])
+    head = model.get_output_embeddings().weight.detach()
+    sizes = [spectra.operator_norm(table - table.mean(0)) for table in (head, F.embeddings)]
+    product = spectra.operator_norm(step[:, 0]) * sizes[0] * sizes[1]
+    assert float(found.factors[0]) == pytest.approx(product, rel=1e-8)
+
+
 def test_the_hidden_path_is_the_derivative_of_the_next_final_state():
     """|dh'/dh| of a straight-through step, by autograd through the step as a whole."""
     model, prefixes, _ = fresh(batch=1)
@@ -91,11 +104,13 @@ def test_the_hidden_path_is_the_derivative_of_the_next_final_state():
 
 
 def rolled(model, prompt, tokens, y, *, cut):
+    """dR/dx along ``tokens``; ``cut`` says at which steps (or at all) the token path is cut."""
+    cut = [cut] * len(tokens) if isinstance(cut, bool) else cut
     x = model.get_input_embeddings()(prompt).detach().requires_grad_()
     F, s = recurrence.transformer(model), recurrence.read_prompt(model, x)
-    for o in torch.nn.functional.one_hot(tokens, V).double():
+    for o, closed in zip(torch.nn.functional.one_hot(tokens, V).double(), cut, strict=True):
         p = F.logits(s).softmax(-1)
-        s = F.advance(s, (o[None] if cut else o + p - p.detach()) @ F.embeddings)
+        s = F.advance(s, (o[None] if closed else o + p - p.detach()) @ F.embeddings)
     return torch.autograd.grad(F.logits(s).softmax(-1)[0, y], x)[0]
 
 
@@ -113,6 +128,15 @@ def test_error_and_signal_are_those_of_the_rollout(family, between):
     assert (found.entropy <= found.factors * (1 + 1e-12)).all()
     if between == 1:
         assert torch.allclose(found.error, found.summands[:, 0], rtol=1e-12)
+
+
+def test_the_last_summand_is_what_the_last_token_path_alone_carries():
+    model, prompts, labels = fresh()
+    found = entropy_bound.cut_costates(model, prompts, labels, between=2, vocab=V, generator=seeded(2))
+    for i, y in enumerate(labels):
+        args = model, prompts[i : i + 1], found.tokens[i], y
+        one, both = (rolled(*args, cut=cut) for cut in ([True, False], True))
+        assert float(found.summands[i, 1]) == pytest.approx(float((one - both).norm()), rel=1e-9)
 
 
 def test_right_side_of_one_step_by_hand():

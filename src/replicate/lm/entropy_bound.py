@@ -84,13 +84,13 @@ def token_paths(
     width = model.config.hidden_size
     step = jacobian(lambda e: F.advance(states, e)[:, -width:], F.embeddings[taken])  # dh'/de [batch, d, d]
     head, embeddings = _head(model, vocab), centred(F.embeddings)
-    moved = step @ embeddings.T  # dh'/dp [batch, d, V]
+    moved = step @ embeddings.T  # dh'/dp [batch, d, V], less what all tokens share: D is blind to it
     softened = moved * pi[:, None] - (moved @ pi[:, :, None]) * pi[:, None]  # dh'/dp D
     frame = triangle(centred(head))  # |W X| = |frame X|
     B = frame @ moved
     return TokenPaths(
         exact=norms(frame @ softened),
-        spread=norms(B - B.mean(2, keepdim=True)),  # D is blind to what all columns share
+        spread=norms(B),
         coin=_widest(B) * math.sqrt(2) / 4,
         factors=norms(frame) * norms(step) * norms(embeddings),
         softmax=softmax_jacobian_norm(pi),
@@ -224,7 +224,8 @@ def reach_of_prompt(
     if olmo2.supports(model):
         tape = olmo2.forward(model, whole)
         basis = torch.eye(tape.final.shape[-1], dtype=tape.final.dtype)[:, None, None]
-        *_, (_, back) = olmo2.pull_back(tape, basis.expand(-1, len(whole), -1, -1))
+        with torch.no_grad():
+            *_, (_, back) = olmo2.pull_back(tape, basis.expand(-1, len(whole), -1, -1))
         return back[:, :, :length].transpose(0, 1).flatten(2)
     with frozen(model), precision_of(model), torch.enable_grad():
         embedded = model.get_input_embeddings()(whole).detach().requires_grad_()

@@ -67,7 +67,9 @@ def token_paths(table: pd.DataFrame) -> "Figure":
     medians over places, columns ``exact, pairs, spread, paper`` and ``coin``."""
     kinds = [kind for kind in _COLOURS if kind in set(table.kind)]
     columns = -(-len(kinds) // 2)
-    figure, axes = panels(2, columns, width=2.7 * columns, height=5.4, sharex=True, sharey=True)
+    figure, axes = panels(
+        2, columns, width=2.7 * columns, height=5.4, sharex=True, sharey=True, squeeze=False
+    )
     for ax, kind in zip(axes.flat, kinds, strict=False):
         part = table[table.kind == kind]
         at = part[list(_SIDES)].div(part.coin, axis=0).assign(step=part.step, tokens=part.tokens)
