@@ -9,6 +9,7 @@ from replicate.statistics.over_ladders import (
     Line,
     by_ladder,
     concordance,
+    holm,
     left_out_ladder,
     over_ladders,
     paired,
@@ -36,6 +37,8 @@ def test_student_interval_and_sign_test_agree_with_scipy():
     got, reference = over_ladders(values, level=0.9), stats.ttest_1samp(values, 0).confidence_interval(0.9)
     assert (got.n, got.mean, got.positive) == (5, pytest.approx(0.22), 3)
     assert (got.low, got.high) == (pytest.approx(reference.low), pytest.approx(reference.high))
+    assert got.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert [over_ladders([same] * 3).p for same in (0.0, 2.0)] == [1, 0]
     assert got.sign_p == pytest.approx(10 / 16)  # 3 of the 4 that are not zero, and as rare or rarer
     assert over_ladders([0.0, 0.0]).sign_p == 1
     assert over_ladders([1.0, 2.0]).low == pytest.approx(1.5 - 12.7062 / 2, abs=1e-4)
@@ -70,6 +73,31 @@ def test_skewed_ladders_are_covered_less_often_and_that_is_known():
     draws = np.random.default_rng(0).exponential(size=(1000, 8)) - 1
     covered = np.mean([f.low <= 0 <= f.high for f in map(over_ladders, draws)])
     assert 0.85 < covered < 0.92
+
+
+def test_holms_correction_by_hand():
+    rng = np.random.default_rng(3)
+    family = {
+        name: over_ladders(mean + rng.normal(size=8)) for name, mean in zip("abcd", (0, 3, 1, 0), strict=True)
+    }
+    order = sorted(family, key=lambda name: family[name].p)
+    stepped = {name: (4 - i) * family[name].p for i, name in enumerate(order)}
+    expected = {name: min(1, max(stepped[o] for o in order[: i + 1])) for i, name in enumerate(order)}
+    assert holm(family).to_dict() == pytest.approx(expected)
+    assert list(holm(family).index) == list("abcd")
+    with pytest.raises(ValueError, match="family: expected at least one finding"):
+        holm({})
+
+
+def test_a_corrected_family_without_truth_is_wrong_once_in_twenty_though_each_test_is():
+    """Five predictors that share what moves them, none ahead: some interval is wrong far more often."""
+    rng, draws = np.random.default_rng(4), 500
+    values = rng.normal(size=(draws, 5, 12)) + rng.normal(size=(draws, 1, 12)) / 2
+    families = [{str(i): over_ladders(own) for i, own in enumerate(draw)} for draw in values]
+    some = np.array([[min(f.p for f in family.values()), holm(family).min()] for family in families]) < 0.05
+    assert some[:, 0].mean() > 0.12
+    assert some[:, 1].mean() <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / draws)
+    assert some[:, 1].mean() > 0.01
 
 
 def test_a_paired_difference_sees_what_two_intervals_do_not():

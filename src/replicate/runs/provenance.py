@@ -27,7 +27,7 @@ from replicate.threads import THREADS
 
 _MATTER = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 _OTHERS = (
-    *("scipy", "pandas", "statsmodels", "arch", "seaborn", "matplotlib", "pydantic", "pyarrow", "papermill"),
+    *("scipy", "pandas", "statsmodels", "seaborn", "matplotlib", "pydantic", "pyarrow", "papermill"),
     *("jupyterlab", "ray"),
 )
 

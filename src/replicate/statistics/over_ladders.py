@@ -4,7 +4,7 @@ Rungs of a ladder share its initialisation and its data, so they tell of one dra
 prediction is judged on a ladder it has not seen, and two predictors are compared by their difference on each ladder.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,14 +21,16 @@ from replicate.statistics.splines import Basis
 class OverLadders:
     """The mean of one number a ladder over ``n`` ladders, with Student's interval and the signs beside it.
 
-    ``positive`` counts the ladders above zero. ``sign_p`` is the exact two-sided p-value of their signs, ladders at
-    zero left out; it assumes nothing of the shape, and with fewer than 6 ladders it cannot fall below 0.05.
+    ``p`` is Student's two-sided p-value of a mean of zero. ``positive`` counts the ladders above zero. ``sign_p`` is
+    the exact two-sided p-value of their signs, ladders at zero left out; it assumes nothing of the shape, and with
+    fewer than 6 ladders it cannot fall below 0.05.
     """
 
     n: int
     mean: float
     low: float
     high: float
+    p: float
     positive: int
     sign_p: float
 
@@ -48,11 +50,29 @@ def over_ladders(values: Series, *, level: float = 0.95) -> OverLadders:
         raise ValueError(f"values: expected at least 2 finite numbers, one a ladder, got {values.tolist()}")
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-    n, mean = len(values), float(values.mean())
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / n**0.5)
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    found, n = DescrStatsW(values), len(values)
+    (low, high), mean = found.tconfint_mean(alpha=1 - level), float(found.mean)
+    # Ladders that all agree have no spread to test against: certain, unless it is zero they agree on.
+    p = float(found.ttest_mean(0)[1]) if np.ptp(values) else float(mean == 0)
     positive, signed = int((values > 0).sum()), int((values != 0).sum())
     sign_p = float(stats.binomtest(positive, signed).pvalue) if signed else 1.0
-    return OverLadders(n, mean, mean - half, mean + half, positive, sign_p)
+    return OverLadders(n, mean, float(low), float(high), p, positive, sign_p)
+
+
+def holm(family: Mapping[str, OverLadders]) -> pd.Series:
+    """Student's p-values of a family of findings, corrected for their number after Holm; by name, in the order given.
+
+    Calling those below 0.05 decided is wrong on any true zero of the family with a chance of at most 0.05, however
+    the findings hang together.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    if not family:
+        raise ValueError("family: expected at least one finding, got none")
+    corrected = multipletests([found.p for found in family.values()], method="holm")[1]
+    return pd.Series(corrected, index=list(family), name="Holm's p")
 
 
 def paired(values: Series, rivals: Series, *, level: float = 0.95) -> OverLadders:

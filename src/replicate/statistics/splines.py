@@ -58,10 +58,9 @@ def partial_over_spline(
 ) -> float:
     """Correlation of x and y (of their ranks, with ``ranks``) with a natural spline in ``given`` regressed out of both.
 
-    ``knots`` counts knots at quantiles of ``given``, or lists the knots. ``series.partial_spearman`` takes out a
-    straight line, which a hump passes through unseen. Without a true relation and with independent rows the standard
-    deviation is about 1 / sqrt(n - K) for K knots. NaN where nothing is left of x or y. Raises ``ValueError`` for
-    lengths that differ or fewer than K + 2 rows.
+    ``knots`` counts knots at quantiles of ``given``, or lists the knots; a straight line would let a hump pass. Without
+    a true relation and with independent rows the standard deviation is about 1 / sqrt(n - K) for K knots. NaN where
+    nothing is left of x or y. Raises ``ValueError`` for lengths that differ or fewer than K + 2 rows.
     """
     x, y, given = (np.asarray(v, dtype=float) for v in (x, y, given))
     if not len(x) == len(y) == len(given):
