@@ -83,6 +83,7 @@ def rises(table: pd.DataFrame) -> "Figure":
         _strips(ax, table[table.form == form], "over_J0")
         ax.axvline(0, color=BLACK, lw=0.8)
         ax.set(title=_FORMS[form], xlabel="correlation, less that of $J_0$ alone")
+        ax.locator_params(axis="x", nbins=6)
     return figure
 
 
