@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from replicate import cli
-from replicate.report import readme
+from replicate.report import first_screen, readme
 from replicate.report import verdicts as ledger
 
 PROVENANCE = {
@@ -70,6 +70,10 @@ def test_a_place_that_nobody_fills_is_named(marker):
 
 
 README = """# Title, `typed` by hand
+<!-- answer:start -->
+<!-- answer:end -->
+<!-- rows:start -->
+<!-- rows:end -->
 <!-- run:start -->
 <!-- run:end -->
 <!-- claims:start -->
@@ -81,6 +85,32 @@ between
 The end."""
 
 
+def _save_first_screen(folder):
+    """A verdict for every line of the first screen, one of them with an interval."""
+    lines = [*first_screen.ANSWER, *first_screen.ROWS]
+    for number in sorted({line.notebook for line in lines}):
+        table = ledger.Verdicts(f"{number}_n", "toys")
+        for line in lines:
+            if line.notebook == number:
+                quantity = "correlation: +0.50 [-0.10, +1.10], 1 of 2 ladders; lower end"
+                table.check(line.claim, kind="paper", where="(1)", quantity=quantity, value=2.0, above=1.0)
+        table.save(folder)
+
+
+def test_a_line_whose_verdict_is_gone_is_an_error(published):
+    page, results = published
+    path = results / "verdicts" / "13_n.json"
+    path.write_text(path.read_text().replace("spearman", "pearson"))
+    with pytest.raises(ValueError, match="first screen"):
+        readme.render(page, results)
+
+
+def test_a_number_without_an_interval_stands_beside_its_criterion():
+    table = ledger.Verdicts("04_n", "toys")
+    table.check("c", kind="paper", where="(1)", quantity="error", value=0.25, below=1.0)
+    assert first_screen._number(table.rows[0]) == "`0.25` (< 1)"
+
+
 @pytest.fixture
 def published(tmp_path):
     """A README and what it is made from."""
@@ -89,6 +119,7 @@ def published(tmp_path):
     verdicts.check("small", kind="ours", where="(6)", quantity="error", value=0.5, below=1.0)
     results = tmp_path / "results" / "cpu"
     verdicts.save(results / "verdicts")
+    _save_first_screen(results / "verdicts")
     verdicts.save(results.parent / "elsewhere" / "native-seed1" / "verdicts")
     (results / "provenance.json").write_text(json.dumps(PROVENANCE))
     (results.parent / "benchmarks").mkdir()
@@ -102,14 +133,14 @@ def test_the_page_is_made_from_the_results_and_made_again_is_the_same(published)
     page, results = published
     text = readme.render(page, results)
     for piece in (
-        "| the paper's |  |  |  | 1 |  |",
+        "| the paper's | 9 |  |  | 1 |  |",
+        "1 of 2 ladders",
         "2 checkpoints",
         "Times\n\n| what | s |\n|---|---|\n| step | 0.5 |",
     ):
         assert piece in text
     assert "In all 1 runs recorded" in text
-    assert "large" in text  # what needs a word
-    assert "small" not in text
+    assert "small" not in text  # the long tables are on the page of claims
     assert "old claims" not in text
     outside = [
         re.sub(r"(\w+:start -->\n).*?(<!-- \w+:end)", r"\1\2", t, flags=re.DOTALL) for t in (README, text)

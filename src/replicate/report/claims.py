@@ -56,8 +56,8 @@ def claims_map(
 
 def _map_row(table: Verdicts, r: Verdict, notebooks: str, extra: tuple[str, ...]) -> str:
     verdict = f"**{r.verdict}**"
-    link = _link(table, r, notebooks)
-    return markdown.row(r.where, r.claim, verdict, _asked(r), asked_criterion(r), *extra, r.source, link)
+    where = link(table, r, notebooks)
+    return markdown.row(r.where, r.claim, verdict, _asked(r), asked_criterion(r), *extra, r.source, where)
 
 
 def whose(tables: list[Verdicts]) -> str:
@@ -87,7 +87,8 @@ def _asked(r: Verdict) -> str:
     return f"{r.quantity}: {number(r)}" if r.criterion != "-" else r.quantity
 
 
-def _link(table: Verdicts, r: Verdict, notebooks: str) -> str:
+def link(table: Verdicts, r: Verdict, notebooks: str) -> str:
+    """Where the verdict stands: the notebook under ``notebooks`` and its cell."""
     target = f"{notebooks}/{table.notebook}.ipynb" if notebooks else f"{table.notebook}.ipynb"
     if r.cell is None:
         return f"[{table.notebook}]({target})"

@@ -4,22 +4,24 @@ import json
 import re
 from pathlib import Path
 
-from replicate.report import claims, claims_page, elsewhere, verdicts
+from replicate.report import claims, claims_page, elsewhere, first_screen
+from replicate.report.verdicts import Verdicts
+
+
+def _verdicts(folder: Path) -> list[Verdicts]:
+    if tables := claims.load(folder / "verdicts"):
+        return tables
+    raise ValueError(f"{folder}: no verdicts in this folder")
 
 
 def claims_block(folder: Path, elsewhere_folder: Path) -> str:
-    """The verdicts counted by whose claim it is, the paper's statements that need a word, and where the others are."""
-    tables = claims.load(folder / "verdicts")
-    if not tables:
-        raise ValueError(f"{folder}: no verdicts in this folder")
-    words = [word for word in verdicts.VOCABULARY if word != "reproduced"]
-    paper = claims.claims_map(tables, only=words, kinds=("paper",), notebooks="notebooks")
+    """The verdicts counted by whose claim it is, and where they are."""
+    tables = _verdicts(folder)
     agreement = claims_page.agreement(tables, elsewhere.load(elsewhere_folder))
     return (
-        f"{claims.whose(tables)}\n\nA statement that was tested in several readings has several rows. The statements "
-        f"of the paper that do not simply hold:\n\n{paper}\n\n"
-        f"Every claim, with its number and the range of that number on other ladders and under other kernels: "
-        f"[CLAIMS.md](CLAIMS.md). {agreement}"
+        f"{claims.whose(tables)}\n\nA statement that was tested in several readings has several rows. Every claim with "
+        "its number and the range of that number on other ladders and under other kernels: [CLAIMS.md](CLAIMS.md). "
+        f"{agreement}"
     )
 
 
@@ -70,7 +72,10 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 def render(readme: Path, results: Path) -> str:
     """The README's text with its generated blocks made anew from ``results`` (the folder of one published run)."""
+    tables = _verdicts(results)
     blocks = {
+        "answer": first_screen.answer(tables),
+        "rows": first_screen.rows(tables),
         "claims": claims_block(results, results.parent / "elsewhere"),
         "run": run_block(results),
         "benchmarks": benchmark_block(results.parent),

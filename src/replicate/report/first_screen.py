@@ -1,0 +1,116 @@
+"""The README's first screen: the answer in three lines and six rows, every number from a verdict of the published run.
+
+Which row answers which question stands here; what it says comes from the results. A claim that is not among the
+verdicts any more is an error, so that the page cannot go on saying it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from replicate.report import claims, markdown, verdicts
+from replicate.report.verdicts import Verdict, Verdicts
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the page: in what words, which verdict (the notebook's two digits and the claim) gives its number,
+    and for a row what it depends on."""
+
+    words: str
+    notebook: str
+    claim: str
+    depends: str = ""
+
+
+ANSWER = (
+    Line(
+        "**A score measured at a checkpoint orders the gains of RL on pretraining runs nobody had looked at**; rank "
+        "correlation",
+        "13",
+        "Fitted on development ladders, the law predicts locked ones (spearman)",
+    ),
+    Line(
+        "**It does not carry their size from run to run**; R^2 there",
+        "13",
+        "Fitted on development ladders, the law predicts locked ones (r2)",
+    ),
+    Line(
+        "**The paper's own score, (V - Delta) H, has the wrong sign with one sampled costate and the right one once "
+        "they are averaged**; rise of the rank correlation",
+        "12",
+        "(V - Delta) H orders the gains better once its costates are averaged",
+    ),
+)
+
+ROWS = (
+    Line(
+        "GRPO's expected gradient is that of backpropagation through time (Corollary 1)",
+        "04",
+        "With an unbiased baseline and no std GRPO's expected gradient is that of BPTT",
+        "an unbiased baseline and no division by the std",
+    ),
+    Line(
+        "Its backward pass carries the costate (section 3)",
+        "04",
+        "Surrogate (1) as written, its rewards held fixed, sends the costate back where rewards read states",
+        "where rewards read states, and are held fixed",
+    ),
+    Line(
+        "The Jacobian through a sampled token is at most a constant times the entropy (Prop. 2)",
+        "06",
+        "The Jacobian through sampling is at most a constant times the entropy (of the soft token)",
+        "the entropy of the soft token; then no log of the vocabulary is needed",
+    ),
+    Line(
+        "Entropies bound the costate's error (Theorem 1)",
+        "08",
+        "The bound (23) holds for the expected costate that discrete GRPO sends (soft tokens)",
+        "holds for a relaxed costate whose token path is cut, not for what GRPO sends",
+    ),
+    Line(
+        "Gain follows (V - Delta) H, (27) to (30)",
+        "11",
+        "RL gain grows with (V - Delta) H; the token, Delta of 128 averaged",
+        "how many costates are averaged, and the unit of the advantages",
+    ),
+    Line(
+        "The score is more than J_0, the reward before RL (A10)",
+        "13",
+        "The score knows more than J_0: a spline in J_0 taken out",
+        "rank correlation; in R^2 neither J_0(1-J_0) nor a pilot of 5 updates is beaten",
+    ),
+)
+
+
+def answer(tables: Sequence[Verdicts]) -> str:
+    """The three lines, each with its number and interval."""
+    return "\n".join(f"- {line.words} {_number(_found(tables, line)[1])}." for line in ANSWER)
+
+
+def rows(tables: Sequence[Verdicts]) -> str:
+    """The six rows as a Markdown table: claim, our verdict, number, what it depends on, link."""
+    found = [(line, *_found(tables, line)) for line in ROWS]
+    head = markdown.head("claim", "ours", "number", "depends on", "where")
+    return head + "\n".join(
+        markdown.row(
+            line.words, f"**{row.verdict}**", _number(row), line.depends, claims.link(table, row, "notebooks")
+        )
+        for line, table, row in found
+    )
+
+
+def _found(tables: Sequence[Verdicts], line: Line) -> tuple[Verdicts, Verdict]:
+    for table in tables:
+        for row in table:
+            if table.notebook.startswith(line.notebook) and row.claim == line.claim:
+                return table, row
+    where = f"none in notebook {line.notebook} on {line.claim!r}"
+    raise ValueError(f"verdicts: {where}; the README's first screen needs it")
+
+
+def _number(row: Verdict) -> str:
+    """The interval over ladders where the row has one, else its value beside the criterion."""
+    for piece in row.quantity.split(": ")[1:] + row.quantity.split("; "):
+        if "[" in piece and "]" in piece:
+            return piece.split("; ")[0].split(": ")[-1]
+    return f"{verdicts.number(row)} ({verdicts.asked_criterion(row)})"
