@@ -14,12 +14,13 @@ from replicate.report.verdicts import Verdict, Verdicts
 @dataclass(frozen=True)
 class Line:
     """One line of the page: in what words, which verdict (the notebook's two digits and the claim) gives its number,
-    and for a row what it depends on."""
+    and for a row what it depends on and what the number is."""
 
     words: str
     notebook: str
     claim: str
     depends: str = ""
+    number: str = ""
 
 
 ANSWER = (
@@ -48,36 +49,42 @@ ROWS = (
         "04",
         "With an unbiased baseline and no std GRPO's expected gradient is that of BPTT",
         "an unbiased baseline and no division by the std",
+        "largest abs z of two gradients",
     ),
     Line(
         "Its backward pass carries the costate (section 3)",
         "04",
         "Surrogate (1) as written, its rewards held fixed, sends the costate back where rewards read states",
         "where rewards read states, and are held fixed",
+        "its mean's relative distance from the value gradient",
     ),
     Line(
         "The Jacobian through a sampled token is at most a constant times the entropy (Prop. 2)",
         "06",
         "The Jacobian through sampling is at most a constant times the entropy (of the soft token)",
         "the entropy of the soft token; then no log of the vocabulary is needed",
+        "largest norm / bound",
     ),
     Line(
         "Entropies bound the costate's error (Theorem 1)",
         "08",
         "The bound (23) holds for the expected costate that discrete GRPO sends (soft tokens)",
         "holds for a relaxed costate whose token path is cut, not for what GRPO sends",
+        "bound / distance, at least 1 if it held",
     ),
     Line(
         "Gain follows (V - Delta) H, (27) to (30)",
         "11",
         "RL gain grows with (V - Delta) H; the token, Delta of 128 averaged",
         "how many costates are averaged, and the unit of the advantages",
+        "rank correlation, lower end over 12 ladders",
     ),
     Line(
         "The score is more than J_0, the reward before RL (A10)",
         "13",
         "The score knows more than J_0: a spline in J_0 taken out",
         "rank correlation; in R^2 neither J_0(1-J_0) nor a pilot of 5 updates is beaten",
+        "rank correlation, a spline in J_0 taken out",
     ),
 )
 
@@ -93,7 +100,11 @@ def rows(tables: Sequence[Verdicts]) -> str:
     head = markdown.head("claim", "ours", "number", "depends on", "where")
     return head + "\n".join(
         markdown.row(
-            line.words, f"**{row.verdict}**", _number(row), line.depends, claims.link(table, row, "notebooks")
+            line.words,
+            f"**{row.verdict}**",
+            f"{line.number}: {_number(row)}",
+            line.depends,
+            claims.link(table, row, "notebooks"),
         )
         for line, table, row in found
     )
