@@ -97,7 +97,7 @@ def by_ladder(
     frame: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], *, ladder: str = "ladder"
 ) -> pd.Series:
     """``statistic`` of each ladder's rows, indexed by ladder in order of first appearance."""
-    _require(frame, ladder)
+    require_rows(frame, ladder)
     numbers = {
         name: float(statistic(rows)) for name, rows in frame.groupby(ladder, sort=False, observed=True)
     }
@@ -129,7 +129,7 @@ def left_out_ladder(
     See :func:`predict_ladders` for the fit and the columns. A ``basis`` must come with knots that hang on no y; knots
     at quantiles of ``x`` over all ladders will do. Raises ``ValueError`` also for fewer than two ladders.
     """
-    _require(frame, ladder)
+    require_rows(frame, ladder)
     names = list(frame[ladder].unique())
     if len(names) < 2:
         raise ValueError(f"frame: expected at least 2 ladders, got {len(names)}")
@@ -173,52 +173,6 @@ def predict_ladders(
     return table.rename_axis(ladder), line._replace(slope=float(line.slope[0])) if single else line
 
 
-def variance_shares(
-    frame: pd.DataFrame,
-    value: str,
-    *,
-    ladder: str = "ladder",
-    rung: str = "step",
-    seed: str = "seed",
-    fixed_rungs: bool = False,
-) -> dict[str, float]:
-    """Shares of the variance of ``value`` between ``ladder``s, between ``rung``s of a ladder, between ``seed``s.
-
-    Components of the nested analysis of variance from its expected mean squares (rungs and seeds may differ in
-    number), negative ones set to 0, then divided by their sum; NaN if nothing varies. By default a ladder's rungs are
-    draws, and what their scatter does to the ladder's mean is taken off the first component. Where all ladders are
-    measured at the same steps, a course they have in common scatters no mean, and that takes off too much:
-    ``fixed_rungs`` takes off the seeds' noise alone. Raises ``ValueError`` for fewer than two ladders, no ladder with
-    two rungs, no rung with two seeds, or a seed that occurs twice at a rung.
-    """
-    _require(frame, ladder, value, finite=(value,))
-    if frame.duplicated([ladder, rung, seed]).any():
-        raise ValueError(f"frame: expected one row for each {ladder}, {rung} and {seed}, got some twice")
-    cells = frame.groupby([ladder, rung], observed=True)[value].agg(["size", "mean"])
-    totals = frame.groupby(ladder, observed=True)[value].agg(["size", "mean"])
-    n, rungs, ladders = len(frame), len(cells), len(totals)
-    if not n > rungs > ladders > 1:
-        raise ValueError(
-            f"frame: expected more rows than rungs than ladders than 1, got {n}, {rungs}, {ladders}"
-        )
-    squares = (frame[value] - frame[value].mean()).pow(2).sum()
-    between = (totals["size"] * (totals["mean"] - frame[value].mean()) ** 2).sum()
-    own = totals.loc[cells.index.get_level_values(0)]
-    within = (cells["size"].to_numpy() * (cells["mean"].to_numpy() - own["mean"].to_numpy()) ** 2).sum()
-    per_rung = (
-        cells["size"].to_numpy() ** 2 / own["size"].to_numpy()
-    ).sum()  # rows at the rung of a typical row
-    noise = (squares - between - within) / (n - rungs)
-    of_rungs = (within / (rungs - ladders) - noise) / ((n - per_rung) / (rungs - ladders))
-    scatter = 0.0 if fixed_rungs else (per_rung - (cells["size"] ** 2).sum() / n) / (ladders - 1) * of_rungs
-    of_ladders = (
-        (between / (ladders - 1) - noise - scatter) * (ladders - 1) / (n - (totals["size"] ** 2).sum() / n)
-    )
-    parts = np.maximum([of_ladders, of_rungs, noise], 0.0)
-    shares = parts / parts.sum() if parts.sum() > 0 else np.full(3, np.nan)
-    return dict(zip(("ladder", "rung", "seed"), shares.tolist(), strict=True))
-
-
 def pairs(
     frame: pd.DataFrame, *, on: str, within: float, ladder: str = "ladder", disjoint: bool = False
 ) -> pd.DataFrame:
@@ -229,7 +183,7 @@ def pairs(
     first labels), then the closest of the rows that are left. This is greedy, and need not find the most pairs. Raises
     ``ValueError`` for labels that occur twice or an ``on`` that is not finite.
     """
-    _require(frame, ladder, on, finite=(on,))
+    require_rows(frame, ladder, on, finite=(on,))
     if not frame.index.is_unique:
         raise ValueError("frame: expected labels that occur once each, got some twice")
     ordered = frame.sort_index()
@@ -268,7 +222,7 @@ def concordance(
     have little to do with each other, as disjoint ones may. Raises ``ValueError`` for labels that ``frame`` has not, or
     two rows of one ladder.
     """
-    _require(frame, ladder, score, outcome, finite=(score, outcome))
+    require_rows(frame, ladder, score, outcome, finite=(score, outcome))
     rows_i, rows_j = (_rows_of(frame, pair_table[side], side) for side in ("i", "j"))
     names, ladders = np.unique(frame[ladder].to_numpy(), return_inverse=True)
     if (ladders[rows_i] == ladders[rows_j]).any():
@@ -327,7 +281,7 @@ def _columns(
     frame: pd.DataFrame, x: str | Sequence[str], y: str, basis: Basis | None, ladder: str
 ) -> tuple[Float[np.ndarray, "n columns"], Float[np.ndarray, " n"]]:
     names = [x] if isinstance(x, str) else list(x)
-    _require(frame, ladder, *names, y, finite=(*names, y))
+    require_rows(frame, ladder, *names, y, finite=(*names, y))
     if basis is not None and len(names) != 1:
         raise ValueError(f"x: expected one column for a basis, got {names}")
     design = frame[names].to_numpy(dtype=float)
@@ -357,7 +311,8 @@ def _rows_of(frame: pd.DataFrame, labels: pd.Series, side: str) -> np.ndarray:
     return rows
 
 
-def _require(frame: pd.DataFrame, *columns: str, finite: Sequence[str] = ()) -> None:
+def require_rows(frame: pd.DataFrame, *columns: str, finite: Sequence[str] = ()) -> None:
+    """Raises ``ValueError`` unless ``frame`` has rows, these columns, no unnamed ladder and no hole in ``finite``."""
     missing = [column for column in columns if column not in frame]
     if missing:
         raise ValueError(f"frame: expected columns {list(columns)}, got none called {missing}")
