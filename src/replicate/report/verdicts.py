@@ -139,18 +139,20 @@ class Verdicts:
         where: str,
         quantity: str,
         above: float = 0.0,
+        corrected: float = 0.0,
         if_true: str = "reproduced",
         source: str | None = None,
     ) -> None:
         """Judges ``claim``, that a number exceeds ``above``, by its interval over ladders: the lower end must.
 
-        An interval that holds ``above`` decides nothing, and the row says so: not testable here.
+        An interval that holds ``above`` decides nothing, and the row says so: not testable here. Neither does one of
+        many: ``corrected`` is its p-value after a correction for their number, above 0.05 too large.
         """
         said = f"{quantity}: {found.text()}"
-        if found.low <= above <= found.high:
-            self.untestable(
-                claim, kind=kind, where=where, because=f"undecided at {above:g}; {said}", source=source
-            )
+        if found.low <= above <= found.high or corrected > 0.05:
+            many = f", p = {corrected:.2g} among all questions" if corrected > 0.05 else ""
+            because = f"undecided at {above:g}; {said}{many}"
+            self.untestable(claim, kind=kind, where=where, because=because, source=source)
             return
         how = {"kind": kind, "where": where, "if_true": if_true, "source": source}
         self.check(claim, quantity=f"{said}; lower end", value=found.low, above=above, **how)
