@@ -25,19 +25,19 @@ class Line:
 
 ANSWER = (
     Line(
-        "**A score measured at a checkpoint orders the gains of RL on pretraining runs nobody had looked at**; rank "
-        "correlation",
+        "**A score measured at a checkpoint orders the gains of RL on pretraining runs nobody had looked at**, and no "
+        "interval tells it from J_0 (1 - J_0) there; rank correlation",
         "13",
         "Fitted on development ladders, the law predicts locked ones (spearman)",
     ),
     Line(
-        "**It does not carry their size from run to run**; R^2 there",
+        "**That it carries their size is not shown**: on three of those four runs it does, on one it fails; R^2 there",
         "13",
         "Fitted on development ladders, the law predicts locked ones (r2)",
     ),
     Line(
-        "**The paper's own score, (V - Delta) H, has the wrong sign with one sampled costate and the right one once "
-        "they are averaged**; rise of the rank correlation",
+        "**The paper's own score, (V - Delta) H, falls where the gain rises if Delta is that of one sampled costate, and "
+        "rises with it once costates are averaged**; rank correlation, averaged less single",
         "12",
         "(V - Delta) H orders the gains better once its costates are averaged",
     ),
