@@ -36,8 +36,8 @@ ANSWER = (
         "Fitted on development ladders, the law predicts locked ones (r2)",
     ),
     Line(
-        "**The paper's own score, (V - Delta) H, falls where the gain rises if Delta is that of one sampled costate, and "
-        "rises with it once costates are averaged**; rank correlation, averaged less single",
+        "**The paper's own score, (V - Delta) H, falls where the gain rises if Delta is that of one sampled costate, "
+        "and rises with it once costates are averaged**; rank correlation, averaged less single",
         "12",
         "(V - Delta) H orders the gains better once its costates are averaged",
     ),
