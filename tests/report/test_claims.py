@@ -9,6 +9,7 @@ import pytest
 
 from replicate.report import claims
 from replicate.report import verdicts as ledger
+from replicate.statistics.over_ladders import over_ladders
 
 AT = {"where": "(6)", "quantity": "error"}
 
@@ -30,6 +31,28 @@ def test_bounds_decide():
     verdicts.check("e", kind="ours", value=1.0, below=1.0, **AT)  # bounds are open
     assert [row.verdict for row in verdicts] == ["reproduced"] + 4 * ["not reproduced"]
     assert [row.claim for row in verdicts.failed] == ["b", "c", "d", "e"]
+
+
+def test_an_interval_over_ladders_decides_only_beyond_the_bound_and_after_the_correction():
+    ahead, behind, both = (
+        over_ladders(np.array(x)) for x in ([1.0, 2.0, 3.0], [-1.0, -2.0, -3.0], [-1.0, 2.0])
+    )
+    verdicts = table()
+    verdicts.decide("a", ahead, kind="ours", above=-0.5, **AT)
+    verdicts.decide("b", behind, kind="ours", above=0.5, **AT)
+    verdicts.decide("c", both, kind="ours", **AT)
+    verdicts.decide("d", over_ladders([1.0, 1.1, 1.2]), kind="paper", corrected=0.04, **AT)
+    verdicts.decide("e", over_ladders([1.0, 1.1, 1.2]), kind="paper", corrected=0.06, **AT)
+    verdicts.decide(
+        "f", over_ladders([1.0, 1.1, 1.2]), kind="paper", if_true="reproduced with a repair", **AT
+    )
+    words = ["reproduced", "not reproduced", "not testable here", "reproduced"]
+    assert [row.verdict for row in verdicts] == [*words, "not testable here", "reproduced with a repair"]
+    rows = list(verdicts)
+    assert rows[0].value == pytest.approx(ahead.low)
+    assert "undecided at 0" in rows[2].quantity
+    assert "p = 0.06 among all questions" in rows[4].quantity
+    assert "among all" not in rows[2].quantity
 
 
 def test_numbers_of_any_kind_are_judged_and_saved(tmp_path):
