@@ -153,7 +153,9 @@ def ladder(params: ParamsFile = DEFAULT, overrides: Overrides = []) -> None:  # 
     opened = jobs.ladder(checked)
     typer.echo(f"{opened.kind}: {len(opened)} checkpoints")
     for checkpoint in opened:
-        typer.echo(f"{checkpoint.step:>9}  {checkpoint.tokens:>15}  {checkpoint.sha[:12]}  {checkpoint.name}")
+        typer.echo(
+            f"{checkpoint.step:>9}  {checkpoint.tokens or '-':>15}  {checkpoint.sha[:12]}  {checkpoint.name}"
+        )
 
 
 @app.command("check-params")

@@ -1,5 +1,6 @@
 """Ladders: training, resuming, reuse, opening, and damaged folders."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -10,7 +11,7 @@ import torch
 
 from replicate import files, identity, kernels
 from replicate.ladder import corpus, pretrain, sources
-from replicate.ladder.checkpoints import NAME, open_ladder, snapshot_name
+from replicate.ladder.checkpoints import NAME, decides, open_ladder, snapshot_name
 from replicate.ladder.pretrain import train
 from replicate.settings.tiny_ladder import TinyLadder
 
@@ -146,6 +147,38 @@ def test_billions_and_stage_two_are_read(tmp_path):
         (tmp_path / name).mkdir()
     found = [(c.stage, c.step, c.tokens) for c in open_ladder(tmp_path)]
     assert found == [(1, 3000, 7 * 10**9), (1, 20000, 42 * 10**9), (2, 10, 10**9)]
+
+
+@pytest.mark.parametrize("style", ["checkpoint-{}", "step{}", "step-{}", "global_step{}", "iter_{}"])
+def test_names_of_trainers_are_read_and_say_nothing_of_tokens(tmp_path, style):
+    for step in (5, 1000, 20):
+        (tmp_path / style.format(step)).mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    found = [(c.name, c.stage, c.step, c.tokens) for c in open_ladder(tmp_path)]
+    assert found == [(style.format(step), 1, step, None) for step in (5, 20, 1000)]
+    (tmp_path / "stage1-step20-tokens1B").mkdir()
+    with pytest.raises(ValueError, match="two snapshots at step 20"):
+        open_ladder(tmp_path)
+
+
+def test_one_snapshot_is_a_ladder_of_one_rung(ladder, tmp_path):
+    rung = ladder.checkpoints[1]
+    shutil.copytree(rung.where, tmp_path / "my model")
+    (alone,) = open_ladder(tmp_path / "my model")
+    assert (alone.name, alone.step, alone.tokens, alone.sha) == ("my model", 0, None, rung.sha)
+    (named,) = open_ladder(rung.where)
+    assert (named.step, named.tokens) == (rung.step, rung.tokens)
+
+
+def test_contents_that_are_known_make_the_same_checkpoint_without_its_files(ladder, tmp_path):
+    rung = ladder.checkpoints[0]
+    known = tuple(
+        (p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in rung.where.iterdir() if decides(p.name)
+    )
+    absent = dataclasses.replace(rung, where=tmp_path / "not there", contents=known[::-1])
+    assert absent.sha == rung.sha
+    other = dataclasses.replace(absent, contents=(*known[1:], (known[0][0], "0" * 64)))
+    assert other.sha != rung.sha
 
 
 @pytest.mark.parametrize("options", [{"steps": 10, "every": 3}, {"hidden": 30, "heads": 4}, {"steps": 0}])

@@ -124,6 +124,8 @@ def test_every_ladder_figure_draws(frame, study):
 def test_units_of_the_token_axis(frame):
     assert "millions" in ladders.tokens_axis(frame)[1]
     assert "billions" in ladders.tokens_axis(frame.assign(tokens=frame.tokens * 1000))[1]
+    x, label = ladders.tokens_axis(frame.assign(tokens=None))
+    assert (x.tolist(), label) == (frame.step.tolist(), "pretraining steps")
 
 
 def test_jitter_stays_within_its_spread_and_never_repeats():

@@ -272,6 +272,28 @@ def test_every_section_is_used():
     assert taken | {TinyLadder, Run} == set(SECTIONS)
 
 
+def test_a_trainers_folder_gives_the_same_records_and_a_table_without_tokens(params, home):
+    """The content decides and not the name: every job of the renamed ladder is there already."""
+    run(params)
+    before = tables.per_checkpoint(tables.load(params, open_ladder(home / "ladder")))
+    for checkpoint in open_ladder(home / "ladder"):
+        checkpoint.where.rename(home / "ladder" / f"checkpoint-{checkpoint.step}")
+    again = run(params)
+    assert (again.done, again.found, again.failed) == (0, 12, [])
+    frame = tables.per_checkpoint(tables.load(params, open_ladder(home / "ladder")))
+    assert frame.gain.tolist() == before.gain.tolist()
+
+
+def test_tokens_that_are_not_known_take_no_row_out_of_the_table(params, home):
+    for checkpoint in open_ladder(home / "ladder"):
+        checkpoint.where.rename(home / "ladder" / f"checkpoint-{checkpoint.step}")
+    assert run(params).done == 12
+    frame = tables.per_checkpoint(tables.load(params, open_ladder(home / "ladder")))
+    assert frame.step.tolist() == [0, 20, 40]
+    assert frame.tokens.isna().all()
+    assert frame.gain.notna().all()
+
+
 def test_gains_are_differences_to_the_start_on_held_out_prompts(params):
     run(params)
     found = tables.load(params, jobs.ladder(params))

@@ -1,14 +1,15 @@
 """A ladder: the checkpoints of one pretraining run, in order, whatever place they come from.
 
-``open_ladder`` reads a local folder of ordinary Hugging Face snapshots named the way AI2 names its branches,
-``stage1-step{S}-tokens{T}B``; a tiny ladder counts its tokens in thousands and writes ``K`` for ``B``. Nothing
-downstream knows where a checkpoint came from.
+``open_ladder`` reads a local folder of ordinary Hugging Face snapshots. They may be named the way AI2 names its
+branches, ``stage1-step{S}-tokens{T}B`` (a tiny ladder counts its tokens in thousands and writes ``K`` for ``B``), as a
+trainer's ``checkpoint-{S}``, or ``step{S}``; then how many tokens they have seen is not known. A single snapshot is a
+ladder of one rung. Nothing downstream knows where a checkpoint came from.
 """
 
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,13 @@ from replicate.ladder import sources
 NAME = re.compile(
     r"^stage(?P<stage>[12])(-ingredient(?P<ingredient>\d))?-step(?P<step>\d+)-tokens(?P<tokens>\d+)(?P<unit>[BMK])$"
 )
+PLAIN = re.compile(r"^(?:checkpoint|(?:global_?)?step|iter)[-_]?(?P<step>\d+)$")
 UNITS = {"B": 10**9, "M": 10**6, "K": 10**3}
+
+
+def decides(name: str) -> bool:
+    """Whether a file of this name decides what the model computes."""
+    return name.endswith((".json", ".safetensors", ".txt", ".model"))
 
 
 def snapshot_name(step: int, tokens: int, *, unit: str = "K") -> str:
@@ -32,27 +39,33 @@ def snapshot_name(step: int, tokens: int, *, unit: str = "K") -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One rung of a ladder: its name, its stage, step and tokens, and the local snapshot folder."""
+    """One rung of a ladder: its name, its stage, step and tokens (None: not known), and the local snapshot folder.
+
+    ``contents`` has the SHA-256 of each file that decides what the model computes, by name, where that is known without
+    the files; they need not be there then. None: it is read off them.
+    """
 
     name: str
     stage: int
     ingredient: int
     step: int
-    tokens: int
+    tokens: int | None
     where: Path
+    contents: tuple[tuple[str, str], ...] | None = None
 
     @cached_property
     def sha(self) -> str:
         """SHA-256 over names and contents of the files that decide what the model computes."""
-        files = sorted(
-            p for p in self.where.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".model")
-        )
         digest = hashlib.sha256()
-        for path in files:
-            with path.open("rb") as handle:
-                content = hashlib.file_digest(handle, "sha256").hexdigest()
-            digest.update(f"{path.name} {content}\n".encode())
+        for name, content in sorted(self.contents if self.contents is not None else self._read()):
+            digest.update(f"{name} {content}\n".encode())
         return digest.hexdigest()
+
+    def _read(self) -> Iterator[tuple[str, str]]:
+        for path in self.where.iterdir():
+            if decides(path.name):
+                with path.open("rb") as handle:
+                    yield path.name, hashlib.file_digest(handle, "sha256").hexdigest()
 
     def tokenizer(self):
         """The checkpoint's tokenizer; ``ValueError`` names the folder if there is none."""
@@ -119,35 +132,61 @@ class Ladder:
 
 
 def open_ladder(spec: str | Path) -> Ladder:
-    """Opens a folder of ``stage1-stepS-tokensTB/`` snapshots; iterating gives checkpoints in step order.
+    """Opens a folder of snapshots, or one snapshot; iterating gives checkpoints in step order.
 
     A name with the prefix of one of :mod:`replicate.ladder.sources` is opened by that source.
 
-    A folder that is not a snapshot by its name is passed over. Raises ``ValueError`` for a folder that does not exist
-    or holds no snapshot, and for two snapshots of one stage and step. That a snapshot is damaged shows when it is
-    opened, so that one bad file does not hide the others.
+    A folder in it that is not a snapshot by its name is passed over. Raises ``ValueError`` for a folder that does not
+    exist or holds no snapshot, and for two snapshots of one stage and step. That a snapshot is damaged shows when it
+    is opened, so that one bad file does not hide the others.
     """
     if source := sources.of(str(spec)):
         return source.open(str(spec))
     root = Path(spec)
     if not root.is_dir():
         raise ValueError(f"ladder {spec}: no such folder")
-    found = [_parse(path) for path in root.iterdir() if path.is_dir() and NAME.match(path.name)]
+    found = [_of_folder(path) for path in root.iterdir() if path.is_dir() and parse(path.name)]
+    if not found and (root / "config.json").is_file():
+        found = [_of_folder(root)]
     if not found:
-        raise ValueError(f"ladder {spec}: no snapshot folder named stage1-step...-tokens... in it")
-    found.sort(key=_order)
+        raise ValueError(
+            f"ladder {spec}: no snapshot folder named stage1-step...-tokens..., checkpoint-... or step... in it"
+        )
+    return Ladder(str(spec), _kind(root), in_order(found, str(spec)))
+
+
+def in_order(found: Iterable[Checkpoint], spec: str) -> tuple[Checkpoint, ...]:
+    """Checkpoints by stage and step; ``ValueError`` for two of one step."""
+    found = sorted(found, key=_order)
     for one, two in itertools.pairwise(found):
         if _order(one) == _order(two):
             raise ValueError(f"ladder {spec}: two snapshots at step {one.step}: {one.name} and {two.name}")
-    return Ladder(str(spec), _kind(root), tuple(found))
+    return tuple(found)
 
 
-def _parse(path: Path) -> Checkpoint:
-    match = NAME.match(path.name)
-    tokens = int(match["tokens"]) * UNITS[match["unit"]]
-    return Checkpoint(
-        path.name, int(match["stage"]), int(match["ingredient"] or 0), int(match["step"]), tokens, path
-    )
+@dataclass(frozen=True)
+class Parsed:
+    """What a snapshot's name says; ``tokens`` None where it says nothing of them."""
+
+    stage: int
+    ingredient: int
+    step: int
+    tokens: int | None
+
+
+def parse(name: str) -> Parsed | None:
+    """What the name of a snapshot, or of a branch on the hub, says; None for another name."""
+    if match := NAME.match(name):
+        tokens = int(match["tokens"]) * UNITS[match["unit"]]
+        return Parsed(int(match["stage"]), int(match["ingredient"] or 0), int(match["step"]), tokens)
+    match = PLAIN.match(name)
+    return Parsed(1, 0, int(match["step"]), None) if match else None
+
+
+def _of_folder(path: Path) -> Checkpoint:
+    """A snapshot whose name says nothing, alone as it is, stands at step 0."""
+    said = parse(path.name) or Parsed(1, 0, 0, None)
+    return Checkpoint(path.name, said.stage, said.ingredient, said.step, said.tokens, path)
 
 
 def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:

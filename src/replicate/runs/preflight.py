@@ -108,7 +108,7 @@ def _ladder(params: ScaleParameters) -> Iterator[str]:
         ladder = open_ladder(paths.ladder(params.LADDER))
     except (ValueError, OSError) as error:
         source = sources.of(params.LADDER)
-        remedy = "" if source else "; give 'tiny' or a folder of snapshots stage1-step...-tokens..."
+        remedy = "" if source else "; give 'tiny' or a folder of snapshots"
         yield f"LADDER: {error}{remedy}"
         return
     yield from _model(params, ladder)

@@ -66,11 +66,12 @@ def load(params: ScaleParameters, ladder: Ladder) -> Tables:
     return Tables(*(pd.DataFrame(rows) for rows in (base, parts, gains, updates, forecasts)))
 
 
-def _where(record) -> dict[str, int]:
+def _where(record) -> dict[str, int | float]:
+    tokens = record["checkpoint"]["tokens"]
     return {
         "stage": record["checkpoint"]["stage"],
         "step": record["checkpoint"]["step"],
-        "tokens": record["checkpoint"]["tokens"],
+        "tokens": float("nan") if tokens is None else tokens,
     }
 
 
@@ -111,10 +112,12 @@ def per_checkpoint(
         signal(v, d, k, kind=kind) for v, d, k in zip(frame.V, frame.delta, frame.kappa, strict=True)
     ]
     frame["S"] = frame.U * frame.H
-    per_seed = tables.gains.groupby([*where, "seed"])[["gain", "reward"]].mean()
-    grouped = per_seed.groupby(where)
+    # Tokens that are not known must not make groups disappear.
+    per_seed = tables.gains.groupby([*where, "seed"], dropna=False)[["gain", "reward"]].mean()
+    grouped = per_seed.groupby(where, dropna=False)
     response = grouped.mean().rename(columns={"reward": "post"})
     response["gain_se"] = grouped.gain.sem()
-    by_budget = tables.gains.groupby([*where, "budget"])[["gain", "reward"]].mean().unstack()
+    by_budget = tables.gains.groupby([*where, "budget"], dropna=False)[["gain", "reward"]]
+    by_budget = by_budget.mean().unstack()
     by_budget.columns = [f"{'post' if name == 'reward' else name}_{n}" for name, n in by_budget.columns]
     return frame.merge(response.join(by_budget).reset_index(), on=where).sort_values(where, ignore_index=True)

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def tokens_axis(frame: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Horizontal positions and their label: pretraining tokens in thousands, millions or billions."""
+    """Horizontal positions and their label: pretraining tokens in thousands, millions or billions, or, where they are
+    not known, steps."""
+    if frame.tokens.isna().any():
+        return frame.step.to_numpy(), "pretraining steps"
     for size, unit in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if frame.tokens.max() >= size:
             return frame.tokens.to_numpy() / size, f"pretraining tokens ({unit})"
