@@ -1,0 +1,87 @@
+"""The application, the options that its commands share, and what is checked before any of them does anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from replicate import __version__
+from replicate.runs import params as schemas
+from replicate.runs.params import ScaleParameters
+
+app = typer.Typer(
+    help="""Replication and audit of the Value-Gradient Hypothesis of RL for LLMs.
+
+Relative paths, on the command line and in parameter files, are taken from the working directory; in the folder of the
+notebooks RUN_DIR, LADDER and LADDER_DIR are taken from the suite's folder, and wherever REPLICATE_HOME is set, from
+there. Status 0: all fine. 1: some job or notebook failed, the others are done. 2: the input is at fault, nothing ran.
+""",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ParamsFile = Annotated[Path, typer.Option("-f", "--params", help="YAML file of parameters, as in params/.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("-p", "--set", metavar="KEY=VALUE", help="Overrides one parameter; VALUE is read as YAML."),
+]
+Engine = Annotated[str, typer.Option(help="Where jobs run: local, or ray (the extra 'cluster').")]
+Workers = Annotated[int, typer.Option(help="Processes side by side (jobs; notebooks).", min=1)]
+Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster, with --engine ray.")]
+DEFAULT = Path("params/cpu.yaml")
+
+
+def _show_version(wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(f"replicate {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Shows the version."),
+    ] = None,
+) -> None:
+    """Options of the program itself; the help text is the application's."""
+
+
+def run_jobs(
+    params: ScaleParameters,
+    experiments: Sequence[Any] | None,
+    engine: str = "local",
+    address: str | None = None,
+    workers: int = 1,
+) -> None:
+    """Runs the jobs that have no record yet, says what became of them, and ends the program."""
+    from replicate.runs.jobs import EXPERIMENTS
+    from replicate.runs.sweep import sweep as run_sweep
+
+    wanted = experiments or EXPERIMENTS
+    outcome = run_sweep(params, experiments=wanted, engine=engine, address=address, workers=workers)
+    typer.echo(outcome.summary())
+    for line in outcome.problems():
+        typer.echo(f"failed: {line}", err=True)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+def checked(
+    path: Path,
+    overrides: Sequence[str],
+    engine: str = "local",
+    *,
+    notebooks: Sequence[str] | None = None,
+    keep: bool = True,
+) -> ScaleParameters:
+    """The parameters, once everything about them that can be known beforehand is found to be in order."""
+    params = schemas.load(path, schemas.overrides(overrides))
+    from replicate.runs import preflight
+
+    preflight.require_engine(engine)
+    if notebooks is not None:
+        preflight.require_notebooks(notebooks)
+    preflight.require(params, where=f"{path} with -p" if overrides else str(path), keep=keep)
+    return params
