@@ -105,7 +105,8 @@ def _ladder(params: ScaleParameters) -> Iterator[str]:
     from replicate.runs import jobs
 
     try:
-        ladder = jobs.ladder(params)
+        asked = jobs.request(params)
+        ladder = sources.of(asked.spec).open(asked)
     except (ValueError, OSError) as error:
         remedy = "; give 'tiny' or a folder of snapshots" if sources.is_folder(params.LADDER) else ""
         yield f"LADDER: {error}{remedy}"
