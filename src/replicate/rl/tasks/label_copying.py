@@ -22,7 +22,7 @@ import re
 import numpy as np
 import torch
 
-from replicate.rl.prompts import Prompts, exact_match
+from replicate.rl.prompts import Prompts, added_tokens, exact_match
 from replicate.settings.task import FILLER, LABEL, Task
 
 _DEFAULTS = Task()
@@ -79,7 +79,7 @@ def label_copying(
         prompt_text(names[y], [known[w] for w in row], template) for y, row in zip(chosen, words, strict=True)
     )
     label_ids = torch.tensor([_answer_id(tokenizer, text[0], name, template) for name in names[:labels]])
-    rows = [_ids(tokenizer, line) for line in text]
+    rows = [tokenizer.encode(line, add_special_tokens=False) for line in text]
     if len(lengths := {len(row) for row in rows}) > 1:
         raise ValueError(
             f"tokenizer: expected prompts of one length in tokens, got lengths {sorted(lengths)}; choose LABEL_WORDS "
@@ -98,16 +98,6 @@ def draw(tokenizer, count: int, *, settings: Task, rng: np.random.Generator) -> 
     return label_copying(tokenizer, count, rng=rng, **how)
 
 
-def _ids(tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def _more(tokenizer, before: str, after: str) -> list[int] | None:
-    """The token ids by which ``after`` is longer than ``before``; None if it does not begin like it."""
-    start, whole = _ids(tokenizer, before), _ids(tokenizer, after)
-    return whole[len(start) :] if whole[: len(start)] == start else None
-
-
 def _fillers(tokenizer, template: str, labels: list[str]) -> tuple[str, ...]:
     """The words, labels apart, that are one known token, each, where the filler stands in the template."""
     before = template.partition(FILLER)[0].replace(LABEL, labels[0])
@@ -115,7 +105,7 @@ def _fillers(tokenizer, template: str, labels: list[str]) -> tuple[str, ...]:
     before, unknown = before.removesuffix(" "), getattr(tokenizer, "unk_token_id", None)
 
     def fits(word: str, blank: str) -> bool:
-        more = _more(tokenizer, before, f"{before}{blank}{word}")
+        more = added_tokens(tokenizer, before, f"{before}{blank}{word}")
         return more is not None and len(more) == 1 and more[0] != unknown
 
     known = tuple(w for w in WORDS if w not in labels and all(fits(w, blank) for blank in {first, " "}))
@@ -130,9 +120,9 @@ def _fillers(tokenizer, template: str, labels: list[str]) -> tuple[str, ...]:
 def _answer_id(tokenizer, prompt: str, label: str, template: str) -> int:
     """The one token that says ``label`` behind ``prompt``; else ``ValueError`` with the pieces and the remedy."""
     blank = " " if template.endswith(f" {LABEL}") else ""
-    more = _more(tokenizer, prompt, f"{prompt}{blank}{label}")
+    more = added_tokens(tokenizer, prompt, f"{prompt}{blank}{label}")
     if more is None or len(more) != 1:
-        pieces = more if more is not None else _ids(tokenizer, f"{blank}{label}")
+        pieces = more if more is not None else tokenizer.encode(f"{blank}{label}", add_special_tokens=False)
         raise ValueError(
             f"tokenizer: expected label {label!r} to be exactly one more token after the prompt, got "
             f"{[tokenizer.decode([i]) for i in pieces]}; {_remedy(tokenizer, prompt, label, blank)}"
@@ -144,7 +134,7 @@ def _answer_id(tokenizer, prompt: str, label: str, template: str) -> int:
 
 def _remedy(tokenizer, prompt: str, label: str, blank: str) -> str:
     """Where the label is one token the other way, with or without a blank before it, that is what to write."""
-    other = _more(tokenizer, prompt, f"{prompt}{'' if blank else ' '}{label}")
+    other = added_tokens(tokenizer, prompt, f"{prompt}{'' if blank else ' '}{label}")
     if other is not None and len(other) == 1:
         return f"end TEMPLATE in {LABEL} {'without' if blank else 'with'} a blank before it"
     return "choose other LABEL_WORDS, or another TEMPLATE"
