@@ -22,6 +22,8 @@ E[A | R = 0] over the successes K ~ Binomial(G - 1, p) of the others, and with s
 means are multiplied: V and kappa, which may come out below zero.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import binom
@@ -43,14 +45,13 @@ def of_answers(
     ``right`` has the token ids of a prompt's right answers, each once, and -1 where it has fewer than others; ``vocab``
     token ids are in use, ``group`` is GRPO's.
     """
-    probs, head, mean_row = _policy(answer, vocab)
-    known = right >= 0
-    chance = torch.where(known, probs.gather(1, right.clamp(min=0)), 0.0)
-    scores = head[right.clamp(min=0)] - mean_row[:, None]  # s_a, of right tokens
+    policy, known = _policy(answer, vocab), right >= 0
+    chance = torch.where(known, policy.probs.gather(1, right.clamp(min=0)), 0.0)
+    scores = policy.scores(right.clamp(min=0))
     p = chance.sum(1).clamp(max=1.0)
     V = (chance[..., None] * scores).sum(1).square().sum(-1)
     won = (chance * scores.square().sum(-1)).sum(1)
-    lost = (_spread_of_scores(probs, head, mean_row) - won).clamp(min=0.0)
+    lost = (policy.square() - won).clamp(min=0.0)
     c, square_won, square_lost = (x.to(p) for x in advantage_moments(p.double().cpu(), group))
     return {
         "reward": p,
@@ -75,8 +76,11 @@ def of_completions(
     """
     if first.shape != rewards.shape or first.shape[1] != 2 or first.shape[2] < 2:
         raise ValueError(f"rewards: expected two groups of at least 2 a prompt, got {list(rewards.shape)}")
-    _, head, mean_row = _policy(answer, vocab)
-    scores, rewards = head[first] - mean_row[:, None, None], rewards.to(head.dtype)
+    policy = _policy(answer, vocab)
+    scores, rewards = (
+        policy.scores(first.flatten(1)).unflatten(1, first.shape[1:]),
+        rewards.to(policy.probs.dtype),
+    )
     rated, raw = (
         advantages(rewards.flatten(0, 1), kind=kind).view_as(rewards)[..., None]
         for kind in ("grpo", "leave_one_out")
@@ -109,17 +113,30 @@ def advantage_moments(
     return chances @ (won - lost), chances @ won.square(), chances @ lost.square()
 
 
-def _policy(answer: AnswerPass, vocab: int):
-    """Probabilities of the tokens in use, their rows of the head, and the mean row."""
-    log_probs = log_policy(answer.logits, vocab=vocab)
-    head = answer.head[:vocab].to(log_probs.dtype)
-    probs = log_probs.exp()
-    return probs, head, probs @ head
+@dataclass(frozen=True)
+class _Policy:
+    """Probabilities of the tokens in use and their rows of the head, with rows counted from the likeliest token's: of a
+    policy that is nearly sure the differences that remain would be lost in rows counted from zero. ``offset`` is the
+    mean row less that one."""
+
+    probs: Float[Tensor, "prompts vocab"]
+    head: Float[Tensor, "vocab hidden"]
+    top: Float[Tensor, "prompts hidden"]
+    rest: Float[Tensor, "prompts vocab"]
+    offset: Float[Tensor, "prompts hidden"]
+
+    def scores(self, tokens: Int[Tensor, "prompts some"]) -> Float[Tensor, "prompts some hidden"]:
+        """s_a = W_a - sum_b pi_b W_b, the derivative of log pi(a) in the final state."""
+        return self.head[tokens] - self.top[:, None] - self.offset[:, None]
+
+    def square(self) -> PerPrompt:
+        """sum_a pi_a |s_a|^2."""
+        far = self.head.square().sum(1) - 2 * self.top @ self.head.T + self.top.square().sum(1, keepdim=True)
+        return (self.rest * far.clamp(min=0.0)).sum(1) - self.offset.square().sum(1)
 
 
-def _spread_of_scores(probs, head, mean_row) -> PerPrompt:
-    """sum_a pi_a |W_a - mean|^2, taken about the likeliest row: where one token has nearly all mass, so that squares
-    about zero would cancel, the differences that remain are small numbers of their own."""
-    top = head[probs.argmax(1)]
-    about = head.square().sum(1) - 2 * top @ head.T + top.square().sum(1, keepdim=True)
-    return (probs * about.clamp(min=0.0)).sum(1) - (mean_row - top).square().sum(1)
+def _policy(answer: AnswerPass, vocab: int) -> _Policy:
+    probs = log_policy(answer.logits, vocab=vocab).exp()
+    head, likeliest = answer.head[:vocab].to(probs.dtype), probs.argmax(1, keepdim=True)
+    top, rest = head[likeliest[:, 0]], probs.scatter(1, likeliest, 0.0)
+    return _Policy(probs, head, top, rest, rest @ head - rest.sum(1, keepdim=True) * top)
