@@ -73,3 +73,17 @@ def bpe():
         [" " + " ".join(words), "gold:gold", "=red", "label", " ; : = . The answer is"] * 20, trainer
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|pad|>")
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2"])
+def strangers(request, bpe, tmp_path_factory):
+    """A folder with two rungs of somebody else's model, float64, as a trainer saves them; more rows than tokens."""
+    from replicate.models.fresh import tiny_model
+
+    folder = tmp_path_factory.mktemp(request.param)
+    for step in (100, 200):
+        generator = torch.Generator().manual_seed(step)
+        model = tiny_model(request.param, vocab=len(bpe) + 10, gain=1 + step / 200, generator=generator)
+        for target in (model, bpe):
+            target.save_pretrained(folder / f"checkpoint-{step}")
+    return folder

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from replicate.statistics.jackknife import influence
+from replicate.statistics.jackknife import influence, interval
 
 
 def ratio(means):
@@ -31,6 +32,13 @@ def test_their_spread_is_the_statistics_own():
     over = ratio(draws.mean(1)).std()
     errors = [influence(sample, ratio).std(ddof=1) / 60**0.5 for sample in draws[:200]]
     assert np.mean(errors) == pytest.approx(over, rel=0.1)
+
+
+def test_the_interval_is_students():
+    values = np.random.default_rng(3).normal(size=12)
+    mean, low, high = interval(values)
+    found = stats.ttest_1samp(values, 0).confidence_interval()
+    assert (mean, low, high) == pytest.approx((values.mean(), found.low, found.high))
 
 
 def test_a_single_unit_is_refused():

@@ -3,7 +3,7 @@
 Every number about the score's worth comes from the published study's records, through its calibration.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -120,5 +120,5 @@ def _word(confirmed: bool) -> str:
     return "confirmed" if confirmed else "not confirmed"
 
 
-def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.2g} to {max(values):.2g}"
+def _range(values: pd.Series) -> str:
+    return f"{values.min():.2g} to {values.max():.2g}"

@@ -32,7 +32,7 @@ from replicate.runs.text_tasks import Encoded, TextTask, encoded
 from replicate.runs.workers import attempt
 from replicate.settings.machine import Machine
 from replicate.settings.scoring import Scoring
-from replicate.statistics.jackknife import influence
+from replicate.statistics.jackknife import influence, interval
 from replicate.statistics.over_ladders import holm, over_ladders
 from replicate.streams import generator
 from replicate.threads import fixed_threads
@@ -232,8 +232,7 @@ def _row(
     row = {name: getattr(checkpoint, name) for name in ("name", "stage", "step", "tokens")}
     row["tokens"] = float("nan") if checkpoint.tokens is None else checkpoint.tokens
     for name in MEASURED:
-        found = over_ladders(values[name])
-        ends = {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        ends = dict(zip((name, f"{name}_low", f"{name}_high"), interval(values[name]), strict=True))
         row |= ends if name == "J0" or not note else dict.fromkeys(ends, float("nan"))
     means = table[["V", "kappa", "empirical", "room", "spread"]].mean()
     row |= {**means, "delta": means.V - 2 * means.kappa + means.empirical}

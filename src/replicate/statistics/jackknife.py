@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 Means = Float[np.ndarray, "rows columns"]
 Statistic = Callable[[Means], Float[np.ndarray, " rows"]]
@@ -25,3 +26,10 @@ def influence(
     means = columns.mean(0)
     without = statistic(means + (means - columns) / (n - 1))
     return statistic(means[None]) + (n - 1) * (without.mean() - without)
+
+
+def interval(values: Float[np.ndarray, " units"], *, level: float = 0.95) -> tuple[float, float, float]:
+    """The mean of :func:`influence` and the ends of Student's interval around it."""
+    mean, n = float(values.mean()), len(values)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / n**0.5)
+    return mean, mean - half, mean + half
