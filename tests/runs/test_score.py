@@ -128,16 +128,16 @@ def test_rated_completions_against_all_that_there_are(strangers, bpe, tmp_path, 
         assert table.room[item.line] > 0.1
 
 
-def test_a_verifier_of_one_token_answers_agrees_with_their_closed_form(ladder, tmp_path, law):
+def test_a_verifier_of_one_token_answers_agrees_with_their_closed_form(ladder, tmp_path):
     """Two routes to the same components, on rungs that have learned something: closed, and sampled in two groups."""
     path = colours(tmp_path)
     closed = text_tasks.load(path)
     answers = {item.prompt: {a.strip() for a in item.answers} for item in closed.items}
     rate = text_tasks.Verifier("v", lambda prompt, completion: float(completion.strip() in answers[prompt]))
     rated = text_tasks.TextTask(closed.path, closed.sha, closed.items, rate)
-    folder = ladder.checkpoints[-1].where
-    exact = run(folder, closed, law).prompts.set_index("line")
-    sampled = pd.concat([run(folder, rated, law, seed=seed).prompts for seed in range(60)])
+    rung = ladder.checkpoints[-1]
+    exact = scores.measure(rung, closed, Scoring(), DOUBLE).set_index("line")
+    sampled = pd.concat([scores.measure(rung, rated, Scoring(seed=seed), DOUBLE) for seed in range(60)])
     grouped = sampled.groupby("line")
     for name in ("reward", "V", "kappa", "empirical", "spread"):
         z = (grouped[name].mean() - exact[name]) / grouped[name].sem().clip(lower=1e-12)
@@ -230,7 +230,7 @@ def test_prompts_with_their_completions_fit_into_the_context(strangers, tmp_path
     [
         (0.0, "give easier prompts"),
         (1.0, "give harder prompts"),
-        (0.5, "a verifier that tells"),
+        (0.5, "more --samples, or a verifier that tells"),
     ],
 )
 def test_rewards_without_a_spread_are_refused_with_the_remedy(strangers, tmp_path, law, reward, remedy):
@@ -255,6 +255,24 @@ def test_a_rung_without_spread_is_marked_and_compared_with_none(strangers, tmp_p
     assert np.isnan([sure.score, sure.gain, sure.end, sure.end_low]).all()
     assert other.note == ""
     assert found.pairs.empty
+
+
+def test_kappa_needs_two_prompts_that_speak_in_both_groups(strangers, tmp_path, law):
+    """Else every product of the two groups is zero, and an interval of zero width would claim to know that."""
+    task = text_tasks.load(colours(tmp_path))
+    for prompts, said in ((task.items[:1], "too little spread in the rewards"), (task.items, "")):
+        known = {item.prompt for item in prompts}
+        rate = text_tasks.Verifier(
+            "v", lambda prompt, text, known=known: float(prompt in known and len(text) % 2)
+        )
+        rated = text_tasks.TextTask("t", "", task.items, rate)
+        tables = [(c, scores.measure(c, rated, Scoring(), DOUBLE)) for c in open_ladder(strangers)]
+        assert all((table.spread[table.line != 1] == 0).all() for _, table in tables) == bool(said)
+        if said:
+            with pytest.raises(ValueError, match=f"^rewards: {said}"):
+                scores.compared(tables, [], rated, Scoring(), law)
+        else:
+            assert (scores.compared(tables, [], rated, Scoring(), law).rungs.note == "").all()
 
 
 def test_a_device_that_is_not_there_is_refused(strangers, tmp_path, law):

@@ -9,8 +9,6 @@ import pandas as pd
 
 from replicate.impact.calibration import BASELINE, Calibration
 
-_SHOWN = 10  # pairs; the others are in the file
-
 
 def page(
     rungs: pd.DataFrame,
@@ -33,7 +31,7 @@ def page(
         table(rungs, budget=budget),
         *_marked(rungs),
         *_best(rungs, budget),
-        *_apart(pairs),
+        *_apart(rungs, pairs),
         *_worth(calibration, budget, samples),
     ]
     return "\n".join(parts)
@@ -73,31 +71,35 @@ def _best(rungs: pd.DataFrame, budget: int) -> Iterator[str]:
     yield "Start RL where it ends highest, not where it gains most; going on with pretraining is the rival to beat."
 
 
-def _apart(pairs: pd.DataFrame) -> Iterator[str]:
-    for what, said in (("score", "score"), ("end", "where they end")):
+def _apart(rungs: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[str]:
+    """From the best in each respect: which could as well be it. All pairs are in the file."""
+    for what, said in (("score", "the largest score"), ("end", "the highest end")):
         own = pairs[pairs["what"] == what]
-        close = own[~own.apart]
         if own.empty:
             continue
-        names = [f"{row.one} and {row.other}" for row in close.head(_SHOWN).itertuples()]
-        more = f", and {len(close) - _SHOWN} more in pairs.csv" if len(close) > _SHOWN else ""
-        listed = "; ".join(names) + more if names else "none"
-        yield f"Not told apart by {said} (paired over prompts, 5% over all of {len(own)} by Holm): {listed}."
+        best = rungs["name"][rungs[what].idxmax()]
+        close = own[~own.apart & ((own.one == best) | (own.other == best))]
+        names = [row.other if row.one == best else row.one for row in close.itertuples()]
+        yield (
+            f"Not told apart from {best}, {said}: {', '.join(names) or 'none'}. Of all {len(own)} pairs "
+            f"{own.apart.sum()} are told apart (paired over prompts, 5% over all pairs by Holm)."
+        )
 
 
 def _worth(calibration: Calibration, budget: int, samples: int) -> Iterator[str]:
     of, rl = calibration.ladders, calibration.conditions
     n, most = calibration.nearest(budget), max(calibration.budgets)
     own = calibration.skill[calibration.skill.n == n]
-    confirmed = calibration.rank.low > calibration.rank_bound, calibration.r2.low > calibration.r2_bound
+    order, size = calibration.rank.low > calibration.rank_bound, calibration.r2.low > calibration.r2_bound
+    both = "" if order and size else ", so that the hypothesis, which has both, was not"
     yield (
         "The score is kappa / sqrt(E|lambda^|^2) under GRPO's own advantages at the final state, fixed before "
         f"{of['locked']} locked ladders were trained."
     )
     yield (
-        f"There its rank correlation with the gain was {calibration.rank.text()} ({_word(confirmed[0])}: lower end "
-        f"above {calibration.rank_bound:g} was asked), and the R^2 of predicted sizes {calibration.r2.text()} "
-        f"({_word(confirmed[1])}: above {calibration.r2_bound:g}). Its lead in rank over {BASELINE}, which needs no "
+        f"There its rank correlation with the gain was {calibration.rank.text()} ({_word(order)}: lower end above "
+        f"{calibration.rank_bound:g} was asked), and the R^2 of predicted sizes {calibration.r2.text()} "
+        f"({_word(size)}: above {calibration.r2_bound:g}){both}. Its lead in rank over {BASELINE}, which needs no "
         f"costates: {calibration.ahead.text()}."
     )
     yield (

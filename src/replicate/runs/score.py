@@ -82,7 +82,7 @@ def score(
     if not found:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise ValueError(f"ladder {ladder.spec}: no checkpoint can be scored: {failed[0]}{more}")
-    return compared(found, failed, scoring, calibration)
+    return compared(found, failed, task, scoring, calibration)
 
 
 def measure(checkpoint: Checkpoint, task: TextTask, scoring: Scoring, machine: Machine) -> pd.DataFrame:
@@ -175,15 +175,15 @@ def _rated(tokenizer, ends: set[int], batch: list[Encoded], drawn, verifier) -> 
 def compared(
     found: Sequence[tuple[Checkpoint, pd.DataFrame]],
     failed: list[str],
+    task: TextTask,
     scoring: Scoring,
     calibration: Calibration,
 ) -> Scores:
     """Scores, intervals and comparisons from the tables of :func:`measure`."""
-    groups = scoring.budget * calibration.conditions["PROMPTS"]
     rows, values = [], {}
     for checkpoint, table in found:
         each = _influences(table, scoring, calibration)
-        note = _without_spread(table, groups)
+        note = _without_spread(table, scoring, task, calibration)
         if not note:
             values[checkpoint.name] = each
         rows.append(_row(checkpoint, table, each, note))
@@ -211,11 +211,16 @@ def _influences(table: pd.DataFrame, scoring: Scoring, calibration: Calibration)
     return {name: influence(columns, found) for name, found in zip(MEASURED, statistics, strict=True)}
 
 
-def _without_spread(table: pd.DataFrame, groups: int) -> str:
-    """Why RL would learn nothing here, or nothing to say: less than one of its ``groups`` has rewards that differ."""
-    if table.spread.mean() * groups >= 1:
-        return ""
-    return f"no spread in the rewards, whose mean is {table.reward.mean():.3g}"
+def _without_spread(table: pd.DataFrame, scoring: Scoring, task: TextTask, calibration: Calibration) -> str:
+    """Why there is no score here, or nothing to say: of all of RL's groups not one is expected to have rewards that
+    differ; or of sampled completions fewer than two prompts have it in both groups, which kappa needs."""
+    mean = f"no spread in the rewards, whose mean is {table.reward.mean():.3g}"
+    if task.verifier is None:
+        groups = scoring.budget * calibration.conditions["PROMPTS"]
+        return "" if table.spread.mean() * groups >= 1 else mean
+    if table.spread.max() == 0:
+        return mean
+    return "" if (table.spread == 1).sum() >= 2 else f"too little {mean.removeprefix('no ')}"
 
 
 def _remedy(rungs: pd.DataFrame) -> str:
@@ -223,7 +228,7 @@ def _remedy(rungs: pd.DataFrame) -> str:
         return "give easier prompts (with worked examples, say), or more --samples"
     if rungs.J0.min() > 0.95:
         return "give harder prompts, there is nothing left to gain"
-    return "give prompts that are sometimes answered right, or a verifier that tells completions apart"
+    return "give prompts that are sometimes answered right, more --samples, or a verifier that tells completions apart"
 
 
 def _row(
@@ -232,7 +237,9 @@ def _row(
     row = {name: getattr(checkpoint, name) for name in ("name", "stage", "step", "tokens")}
     row["tokens"] = float("nan") if checkpoint.tokens is None else checkpoint.tokens
     for name in MEASURED:
-        ends = dict(zip((name, f"{name}_low", f"{name}_high"), interval(values[name]), strict=True))
+        least, most = (0.0, 1.0) if name in ("J0", "end") else (-np.inf, np.inf)  # where a reward can be
+        mean, low, high = interval(values[name])
+        ends = {name: mean, f"{name}_low": max(low, least), f"{name}_high": min(high, most)}
         row |= ends if name == "J0" or not note else dict.fromkeys(ends, float("nan"))
     means = table[["V", "kappa", "empirical", "room", "spread"]].mean()
     row |= {**means, "delta": means.V - 2 * means.kappa + means.empirical}
