@@ -110,7 +110,8 @@ def _worth(calibration: Calibration, budget: int, samples: int) -> Iterator[str]
     yield (
         f"Validated on: tiny OLMo-2 architectures trained here, {rl['TASK'].replace('_', ' ')} (one rewarded token), "
         f"{min(calibration.budgets)} to {most} updates of {rl['PROMPTS']} prompts x {rl['GROUP_SIZE']}, learning rate "
-        f"{rl['LEARNING_RATE']:g}. Nothing else: no other architecture, size, task, longer completion or optimiser."
+        f"{rl['LEARNING_RATE']:g}. Nothing else: no other architecture, size, task, longer completion or optimiser. "
+        "The score has the unit of the head's rows: compare checkpoints of one run, not two models."
     )
     if budget > most:
         yield f"{budget} updates are beyond the {most} that were ever run: that gain is extrapolated."
