@@ -128,6 +128,23 @@ def test_rated_completions_against_all_that_there_are(strangers, bpe, tmp_path, 
         assert table.room[item.line] > 0.1
 
 
+def test_a_completion_ends_where_the_model_or_its_tokenizer_ends_it(strangers, bpe, tmp_path):
+    """What was sampled behind an end is nobody's answer; a text that comes twice is rated once."""
+    rung, seen = open_ladder(strangers).checkpoints[0], []
+    red, blue = (bpe.encode(text)[0] for text in (" red", " blue"))
+    model = rung.model()
+    model.generation_config.eos_token_id = [bpe.pad_token_id, 7]
+    ends = scores._ends(model, bpe)
+    assert ends == {bpe.eos_token_id, bpe.pad_token_id, 7}
+    rows = [[red, end, blue] for end in ends] + [[red, blue, red], [7, red, red]]
+    task = text_tasks.load(colours(tmp_path))
+    items = text_tasks.encoded(task, bpe, vocab=len(bpe), longest=64)[:1]
+    rate = text_tasks.Verifier("v", lambda prompt, text: seen.append((prompt, text)) or len(text) / 100)
+    found = scores._rated(bpe, ends, items, torch.tensor([rows]), rate)
+    assert seen == [(items[0].item.prompt, text) for text in (" red", " red blue red", "")]
+    assert found == [0.04] * 3 + [0.13, 0.0]
+
+
 def test_a_verifier_of_one_token_answers_agrees_with_their_closed_form(ladder, tmp_path):
     """Two routes to the same components, on rungs that have learned something: closed, and sampled in two groups."""
     path = colours(tmp_path)
