@@ -102,9 +102,7 @@ def measure(checkpoint: Checkpoint, task: TextTask, scoring: Scoring, machine: M
         ]
     table = pd.concat(parts).sort_values("line", ignore_index=True)
     if not np.isfinite(table[list(COLUMNS)].to_numpy()).all():
-        raise ValueError(
-            f"{checkpoint.where}: the measurement is not finite, its weights or activations are not"
-        )
+        raise ValueError("the measurement is not finite: its weights or its activations are not")
     return table
 
 
