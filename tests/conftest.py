@@ -1,4 +1,13 @@
-"""Shared by all tests: a fixed thread count, a home of their own, and one tiny ladder for the whole session."""
+"""Shared by all tests: an address for a hub, a fixed thread count, a home of their own, one tiny ladder a session."""
+
+import os
+import socket
+
+# No test asks the public hub: each process has a small one of its own, see hub_server.py. The client reads
+# the address when it is imported.
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
 
 # The package before torch, which then finds its kernels pinned.
 # isort: off

@@ -54,7 +54,7 @@ def tiny(ladder, home):
 
 def test_help_lists_the_commands():
     text = call("--help", check=0).stdout
-    for command in ("run", "sweep", "study", "measure", "rl", "ladder", "check-params", "report"):
+    for command in ("run", "sweep", "study", "measure", "rl", "ladder", "hub", "check-params", "report"):
         assert command in text
 
 
@@ -64,8 +64,10 @@ def test_version():
 
 def test_every_option_has_its_help(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    for command in ("run", "sweep", "study", "measure", "rl", "ladder", "check-params", "report"):
-        found = accepted(capsys, monkeypatch, command, "--help")
+    hub = (("hub", name) for name in ("list", "lock", "preflight", "fetch"))
+    for command in ("run", "sweep", "study", "measure", "rl", "ladder", "check-params", "report", *hub):
+        words = command if isinstance(command, tuple) else (command,)
+        found = accepted(capsys, monkeypatch, *words, "--help")
         options = [line.split("  ") for line in found.splitlines() if line.startswith("  -")]
         assert options
         assert all(len(parts) > 2 for parts in options), found
@@ -122,7 +124,8 @@ def test_every_command_refuses_before_any_work(capsys, monkeypatch, tiny, comman
     """What check-params finds, no command starts with: not one checkpoint is opened, no record is written."""
     if command == "run":
         pytest.importorskip("papermill")  # its own complaint would come first
-    monkeypatch.setattr("replicate.runs.jobs.ladder", lambda *_, **__: pytest.fail("work began"))
+    for begin in ("ladder", "stream"):
+        monkeypatch.setattr(f"replicate.runs.jobs.{begin}", lambda *_, **__: pytest.fail("work began"))
     where = [tiny / "p.yaml"] if command == "check-params" else ["-f", tiny / "p.yaml"]
     for override, named in [
         ("LADDER=nonexist", "nonexist: no such folder; give 'tiny' or a folder"),
@@ -140,7 +143,8 @@ def test_every_command_refuses_before_any_work(capsys, monkeypatch, tiny, comman
 
 
 def test_a_run_that_cannot_end_well_says_so_before_the_jobs(capsys, monkeypatch, tiny):
-    monkeypatch.setattr("replicate.runs.jobs.ladder", lambda *_, **__: pytest.fail("work began"))
+    for begin in ("ladder", "stream"):
+        monkeypatch.setattr(f"replicate.runs.jobs.{begin}", lambda *_, **__: pytest.fail("work began"))
     run = ("run", "-f", tiny / "p.yaml")
     assert "--only '99': no such notebook; there are 00_" in refused(
         capsys, monkeypatch, *run, "--only", "99"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from replicate import files, identity, kernels
-from replicate.ladder import corpus, pretrain, sources
-from replicate.ladder.checkpoints import NAME, decides, open_ladder, snapshot_name
+from replicate.ladder import corpus, open_ladder, pretrain, sources
+from replicate.ladder.checkpoints import NAME, decides, snapshot_name
 from replicate.ladder.pretrain import train
 from replicate.settings.tiny_ladder import TinyLadder
 
@@ -188,8 +188,9 @@ def test_impossible_ladders_are_refused(options):
 
 
 def test_a_module_among_the_sources_opens_names_with_its_prefix(ladder, tmp_path, monkeypatch):
-    text = "from replicate.ladder.checkpoints import Ladder, open_ladder\n\n\ndef open(spec):\n"
-    text += "    one = open_ladder(spec.partition(':')[2])\n    return Ladder(spec, 'thinned', one.checkpoints[::2])\n"
+    text = "from replicate.ladder.checkpoints import Ladder, open_folder\n\n\ndef open(request):\n"
+    text += "    one = open_folder(request.spec.partition(':')[2])\n"
+    text += "    return Ladder(request.spec, 'thinned', one.checkpoints[::2])\n"
     (tmp_path / "mine.py").write_text(text)
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
     folder = ladder.checkpoints[0].where.parent

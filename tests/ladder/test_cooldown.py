@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from replicate.ladder import corpus, pretrain
-from replicate.ladder.checkpoints import open_ladder
+from replicate.ladder import corpus, open_ladder, pretrain
 
 COOLDOWN = 10
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from replicate.ladder import landmarks
-from replicate.ladder.checkpoints import open_ladder
+from replicate.ladder import landmarks, open_ladder
 
 
 @pytest.fixture

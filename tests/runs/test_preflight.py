@@ -39,9 +39,9 @@ def test_what_can_run_passes(folder):
 def test_a_ladder_that_is_not_there(folder, home):
     remedy = "give 'tiny' or a folder of snapshots"
     refused(f"LADDER: .*{home}/nowhere: no such folder; {remedy}", LADDER="nowhere")
-    refused(
-        "LADDER: .*hub ladders are not supported.*give a local folder$", LADDER="hub:allenai/OLMo-2-0425-1B"
-    )
+    lock = "no lock file .*/hub.lock.json; make it with `replicate hub lock`$"
+    refused(f"LADDER: ladder hub:allenai/OLMo-2-0425-1B: {lock}", LADDER="hub:allenai/OLMo-2-0425-1B")
+    refused("LADDER: ladder hub:OLMo: expected hub:organisation/name", LADDER="hub:OLMo")
     (home / "empty").mkdir()
     refused(f"LADDER: .*no snapshot folder named .*; {remedy}", LADDER="empty")
 

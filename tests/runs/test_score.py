@@ -1,5 +1,6 @@
 """Scoring somebody's own checkpoints: against brute force, whatever the batch and the order; what fails is said."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from replicate.impact.law import SATURATIONS
 from replicate.ladder import open_ladder
+from replicate.ladder.checkpoints import Checkpoint, Ladder
 from replicate.rl.grpo import group_advantages
 from replicate.runs import score as scores
 from replicate.runs import text_tasks
@@ -215,6 +217,25 @@ def test_a_rung_that_cannot_be_opened_is_a_line_and_the_others_are_scored(strang
     assert list(found.rungs["name"]) == ["checkpoint-100", "checkpoint-200"]
     assert [line.split(":")[0] for line in found.failed] == ["checkpoint-300", "checkpoint-400"]
     assert "damaged safetensors file" in found.failed[1]
+
+
+def test_what_a_source_refuses_is_a_line_and_what_was_fetched_is_let_go(
+    strangers, tmp_path, law, monkeypatch
+):
+    """A rung's files are let go before the next one's are asked for, also where it failed."""
+    opened, log = open_ladder(strangers), []
+    first, second = opened.checkpoints
+    gone = dataclasses.replace(first, name="checkpoint-50", where=tmp_path / "nowhere")
+    monkeypatch.setattr(Checkpoint, "ready", lambda self, weights=True: log.append(("ready", self.name)))
+    monkeypatch.setattr(Checkpoint, "discard", lambda self: log.append(("discard", self.name)))
+    ladder = Ladder("hub:a/b", "a hub's", (gone, second), refused=((first, "a twin of main"),))
+    found = scores.score(ladder, text_tasks.load(colours(tmp_path)), Scoring(), DOUBLE, law)
+    assert list(found.rungs["name"]) == [second.name]
+    assert found.failed[0] == "checkpoint-100: a twin of main"
+    assert found.failed[1].startswith("checkpoint-50: ")
+    names = [name for done, name in log if done == "discard"]
+    assert names == [gone.name, second.name]
+    assert log.index(("discard", gone.name)) < log.index(("ready", second.name))
 
 
 def test_weights_that_are_no_numbers_are_a_line(strangers, tmp_path, law):

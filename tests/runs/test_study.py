@@ -22,6 +22,7 @@ from replicate.ladder import pretrain
 from replicate.runs import jobs, study, sweep, units
 from replicate.runs.params import ScaleParameters
 from replicate.runs.store import content
+from replicate.settings.hub import Hub
 from replicate.settings.tiny_ladder import TinyLadder
 
 ROOT = Path(__file__).parents[2]
@@ -61,11 +62,14 @@ def test_the_studys_own_file_has_eight_ladders_to_look_at_and_four_locked_ones()
     assert found.preregistration.resolve() == ROOT / "study" / "preregistration.md"
     assert len({pretrain.key(entry.params.section(TinyLadder)) for entry in found.entries}) == 12
     assert len({entry.params.SEED for entry in found.entries}) == 12
-    assert {jobs.expected_rungs(entry.params) for entry in found.entries} == {61}
+    assert {jobs.stream(entry.params).expected() for entry in found.entries} == {61}
     values = yaml.safe_load(found.path.read_text())
     common = values.keys() - {"PREREGISTRATION", "LADDERS", "INTERVENTIONS"}
-    for ladder in values["LADDERS"]:  # every parameter is said, so that no default decides what the study is
-        assert common | ladder.keys() - {"NAME", "ROLE"} == set(ScaleParameters.model_fields)
+    # Every parameter that there was is said, so that no default decides what the study is. The file stays as it was
+    # registered: what has come since must, at its default, be what there was before.
+    since = {Hub.flat_name(name) for name in Hub.model_fields}
+    for ladder in values["LADDERS"]:
+        assert common | ladder.keys() - {"NAME", "ROLE"} == set(ScaleParameters.model_fields) - since
 
 
 def test_a_ladder_has_the_files_parameters_its_own_before_them_and_overrides_before_all(tmp_path, common):
@@ -364,7 +368,10 @@ def test_the_tables_are_the_records_of_all_ladders_and_say_where_they_come_from(
         counts = table.ladder.value_counts().to_dict()
         assert counts == {"a": rows.get(name, counts["a"]), "b": rows.get(name, counts["a"])}
     # Each number stands with the ladder, rung, seed and budget whose record has it.
-    rungs = {name: {c.name: c.sha for c in plan.ladder} for name, plan in zip("ab", alone.plans, strict=True)}
+    rungs = {
+        name: {c.name: c.sha for c in plan.stream.known()}
+        for name, plan in zip("ab", alone.plans, strict=True)
+    }
     starts = 0
     for record in records(alone.folder).values():
         (name,) = [name for name, of in rungs.items() if record["checkpoint"]["sha"] in of.values()]

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from replicate import files, identity, kernels
-from replicate.ladder import pretrain
-from replicate.ladder.checkpoints import open_ladder
+from replicate.ladder import open_ladder, pretrain
 from replicate.rl import trainer
 from replicate.rl.prompts import evaluate
 from replicate.runs import forecast, jobs, measurement, prompts, sweep, tables, units
 from replicate.runs.params import SECTIONS, ScaleParameters
 from replicate.runs.store import content, key_of
 from replicate.runs.workers import attempt
+from replicate.settings.hub import Hub
 from replicate.settings.run import Run
 from replicate.settings.task import Task
 from replicate.settings.tiny_ladder import TinyLadder
@@ -238,6 +238,7 @@ OTHERS = {
     "RUN_DIR": "x", "LADDER": "x", "LADDER_DIR": "x", "STUDY": "x", "RL_SEEDS": [7], "BUDGETS": [3],
     "MEASURE_LAYERS": [0], "TASK": "x", "STACK_SEEDS": False, "BASELINE": "leave_one_out", "SCALE": "none",
     "LENGTH": "token", "DTYPE": "float64", "DEVICE": "cuda",
+    "HUB_LOCK": "x", "HUB_STEPS": ["x"], "HUB_KEEP": True,
 }  # fmt: skip
 
 
@@ -255,7 +256,7 @@ def test_every_parameter_is_in_a_key_or_declared_to_decide_nothing(params, name)
         )
         return [key_of({"settings": found.model_dump()}) for found in jobs_of] + [pretrain.key(spec)]
 
-    inert = name in map(Run.flat_name, Run.model_fields)
+    inert = any(name in map(section.flat_name, section.model_fields) for section in (Run, Hub))
     assert (keys(changed) == keys(params)) is inert
     with contextlib.suppress(ValueError):  # a task that there is not has no code
         for experiment in jobs.EXPERIMENTS:
@@ -269,7 +270,7 @@ def test_every_section_is_used():
     taken = {
         info.annotation for e in jobs.EXPERIMENTS for info in jobs.MODULES[e].Settings.model_fields.values()
     }
-    assert taken | {TinyLadder, Run} == set(SECTIONS)
+    assert taken | {TinyLadder, Run, Hub} == set(SECTIONS)
 
 
 def test_a_trainers_folder_gives_the_same_records_and_a_table_without_tokens(params, home):
@@ -369,7 +370,7 @@ def taken(pipeline):
     found = []
     while (task := pipeline.take()) is not None:
         (plan, unit), argument = task
-        assert argument == (unit or plan.params,)
+        assert argument == (unit or plan.stream,)
         found.append((plan.name, unit and (unit.experiment, unit.checkpoint.step)))
     return found
 
@@ -380,7 +381,7 @@ def all_of(name, *steps):
 
 def test_a_rungs_jobs_come_when_it_is_there_and_each_of_them_once(untrained, arrive):
     plan = sweep.Plan(untrained, jobs.EXPERIMENTS, name="a")
-    pipeline = sweep._Pipeline([plan])
+    pipeline = sweep.Pipeline([plan])
     assert taken(pipeline) == [("a", None)]
     assert plan.total() == 12
     arrive(0)
@@ -400,7 +401,7 @@ def test_the_first_plan_that_has_something_to_do_is_served_first(untrained, arri
         sweep.Plan(p, jobs.EXPERIMENTS, name=name)
         for name, p in (("a", untrained), ("b", untrained.model_copy(update={"SEED": 1})))
     )
-    pipeline = sweep._Pipeline([first, second])
+    pipeline = sweep.Pipeline([first, second])
     assert taken(pipeline) == [("a", None), ("b", None)]
     sweep._ladder_done(second, None)
     arrive(0, 20)
@@ -416,7 +417,7 @@ def test_a_ladder_that_is_there_is_not_trained_and_what_is_done_not_given(untrai
     arrive(0, 20, 40, done=True)
     run(untrained, experiments=["measure"])
     plan = sweep.Plan(untrained, jobs.EXPERIMENTS, name="a")
-    assert taken(sweep._Pipeline([plan])) == [job for job in all_of("a", 0, 20, 40) if job[1][0] != "measure"]
+    assert taken(sweep.Pipeline([plan])) == [job for job in all_of("a", 0, 20, 40) if job[1][0] != "measure"]
     assert plan.outcome.found == 3
 
 

@@ -36,6 +36,7 @@ def score(
     study: Annotated[str, typer.Option(help="Folder of the study that gives the law.")] = "results/study",
 ) -> None:
     """Scores your own checkpoints on your own task: J_0, the law's score, the gain it predicts, how sure that is."""
+    from replicate.settings.hub import Hub
     from replicate.settings.machine import Machine
     from replicate.settings.scoring import Scoring
 
@@ -52,7 +53,8 @@ def score(
     from replicate.runs import score as scores
 
     given = text_tasks.load(paths.resolve(task), verifier=verifier, name=str(task))
-    opened, law = open_ladder(paths.ladder(ladder)), scores.calibration(study)
+    told = {"folder": paths.resolve("runs/ladders"), "hub": Hub(lock=str(paths.resolve(Hub().lock)))}
+    opened, law = open_ladder(paths.ladder(ladder), **told), scores.calibration(study)
     require_writable(paths.resolve(out))
     found = scores.score(opened, given, scoring, machine, law)
     written = {"ladder": opened, "task": given, "scoring": scoring, "machine": machine, "law": law}

@@ -1,6 +1,6 @@
 """A ladder: the checkpoints of one pretraining run, in order, whatever place they come from.
 
-``open_ladder`` reads a local folder of ordinary Hugging Face snapshots. They may be named the way AI2 names its
+``open_folder`` reads a local folder of ordinary Hugging Face snapshots. They may be named the way AI2 names its
 branches, ``stage1-step{S}-tokens{T}B`` (a tiny ladder counts its tokens in thousands and writes ``K`` for ``B``), as a
 trainer's ``checkpoint-{S}``, or ``step{S}``; then how many tokens they have seen is not known. A single snapshot is a
 ladder of one rung. Nothing downstream knows where a checkpoint came from.
@@ -8,17 +8,19 @@ ladder of one rung. Nothing downstream knows where a checkpoint came from.
 
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from replicate.ladder import sources
+from replicate.checks import first_line
 
 NAME = re.compile(
     r"^stage(?P<stage>[12])(-ingredient(?P<ingredient>\d))?-step(?P<step>\d+)-tokens(?P<tokens>\d+)(?P<unit>[BMK])$"
@@ -67,12 +69,25 @@ class Checkpoint:
                 with path.open("rb") as handle:
                     yield path.name, hashlib.file_digest(handle, "sha256").hexdigest()
 
+    def ready(self, *, weights: bool = True) -> None:
+        """Brings the files here if they are elsewhere (all of them, or all but the weights); ``ValueError`` if it
+        cannot. Those of a local snapshot are here."""
+
+    def discard(self) -> None:
+        """Removes files that :meth:`ready` can bring again; a local snapshot has none."""
+
+    def config(self) -> dict[str, Any]:
+        """What the snapshot's ``config.json`` says; ``ValueError`` or ``OSError`` if it cannot be read."""
+        self.ready(weights=False)
+        return json.loads((self.where / "config.json").read_text())
+
     def tokenizer(self):
         """The checkpoint's tokenizer; ``ValueError`` names the folder if there is none."""
+        self.ready(weights=False)
         try:
             return AutoTokenizer.from_pretrained(self.where)
         except Exception as error:
-            raise ValueError(f"{self.where}: no usable tokenizer ({_first_line(error)})") from error
+            raise ValueError(f"{self.where}: no usable tokenizer ({first_line(error)})") from error
 
     def model(
         self,
@@ -82,6 +97,7 @@ class Checkpoint:
         attention: str = "sdpa",
     ) -> PreTrainedModel:
         """The causal LM in evaluation mode; ``ValueError`` names the file that is missing or damaged."""
+        self.ready()
         weights = sorted(self.where.glob("*.safetensors"))
         if not weights:
             raise ValueError(f"{self.where}: no safetensors file in this snapshot")
@@ -92,7 +108,7 @@ class Checkpoint:
                 self.where, dtype=dtype, attn_implementation=attention, use_safetensors=True
             )
         except Exception as error:
-            raise ValueError(f"{self.where}: cannot be opened ({_first_line(error)})") from error
+            raise ValueError(f"{self.where}: cannot be opened ({first_line(error)})") from error
         return model.to(device).eval()
 
     @staticmethod
@@ -104,16 +120,20 @@ class Checkpoint:
                 with safe_open(path, framework="pt"):
                     pass
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: damaged safetensors file ({_first_line(error)})") from error
+                raise ValueError(f"{path}: damaged safetensors file ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Checkpoints in step order. ``spec`` is what it was opened from; ``kind`` says it in words for captions."""
+    """Checkpoints in step order. ``spec`` is what it was opened from; ``kind`` says it in words for captions.
+
+    ``refused`` are checkpoints that the source has and that are not to be used, each with the reason in one line.
+    """
 
     spec: str
     kind: str
     checkpoints: tuple[Checkpoint, ...]
+    refused: tuple[tuple[Checkpoint, str], ...] = ()
 
     def __iter__(self) -> Iterator[Checkpoint]:
         return iter(self.checkpoints)
@@ -131,18 +151,15 @@ class Ladder:
         )
 
 
-def open_ladder(spec: str | Path) -> Ladder:
+def open_folder(folder: str | Path, *, spec: str | None = None) -> Ladder:
     """Opens a folder of snapshots, or one snapshot; iterating gives checkpoints in step order.
 
-    A name with the prefix of one of :mod:`replicate.ladder.sources` is opened by that source.
-
-    A folder in it that is not a snapshot by its name is passed over. Raises ``ValueError`` for a folder that does not
-    exist or holds no snapshot, and for two snapshots of one stage and step. That a snapshot is damaged shows when it
-    is opened, so that one bad file does not hide the others.
+    ``spec`` is the name that it was asked for by, where that is another. A folder in it that is not a snapshot by its
+    name is passed over. Raises ``ValueError`` for a folder that does not exist or holds no snapshot, and for two
+    snapshots of one stage and step. That a snapshot is damaged shows when it is opened, so that one bad file does not
+    hide the others.
     """
-    if source := sources.of(str(spec)):
-        return source.open(str(spec))
-    root = Path(spec)
+    root, spec = Path(folder), str(spec or folder)
     if not root.is_dir():
         raise ValueError(f"ladder {spec}: no such folder")
     found = [_of_folder(path) for path in root.iterdir() if path.is_dir() and parse(path.name)]
@@ -152,7 +169,7 @@ def open_ladder(spec: str | Path) -> Ladder:
         raise ValueError(
             f"ladder {spec}: no snapshot folder named stage1-step...-tokens..., checkpoint-... or step... in it"
         )
-    return Ladder(str(spec), _kind(root), in_order(found, str(spec)))
+    return Ladder(spec, _kind(root), in_order(found, spec))
 
 
 def in_order(found: Iterable[Checkpoint], spec: str) -> tuple[Checkpoint, ...]:
@@ -196,7 +213,3 @@ def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:
 def _kind(root: Path) -> str:
     note = root / "LADDER"
     return note.read_text().strip() if note.is_file() else f"local checkpoints ({root.name})"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from replicate.checks import one_of
 from replicate.files import sync_folder, write_text
-from replicate.ladder.checkpoints import Checkpoint, Ladder, open_ladder
+from replicate.ladder.checkpoints import Checkpoint, Ladder, open_folder
 from replicate.models.hooks import require_plain_head
 from replicate.models.logits import log_policy
 from replicate.rl.prompts import Prompts
@@ -54,7 +54,7 @@ def make(
         if not any(folder.glob("stage*")):
             raise ValueError(f"reward: no rung of {ladder.spec} can be brought to {reward} by temperature")
         write_text(done, f"{ladder.kind}, J_0 held at {reward:g} ({kind})\n")
-    return open_ladder(folder)
+    return open_folder(folder)
 
 
 def _intervened(ladder: Ladder, index: int, folder: Path, prompts: Prompts, kind: str, reward: float) -> None:

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from replicate import identity
 from replicate.files import replacing, require_writable, sync_folder, write_text
 from replicate.ladder import corpus
-from replicate.ladder.checkpoints import Ladder, open_ladder, snapshot_name
+from replicate.ladder.checkpoints import Ladder, open_folder, snapshot_name
 from replicate.models.fresh import tiny_olmo2
 from replicate.settings.tiny_ladder import TinyLadder
 from replicate.threads import fixed_threads
@@ -79,7 +79,7 @@ def train(
             if not is_done(root):
                 _train(spec, root, progress)
                 _finish(spec, root, origin)
-    return open_ladder(root)
+    return open_folder(root)
 
 
 def _train(spec: TinyLadder, root: Path, progress: bool) -> None:
@@ -152,7 +152,7 @@ def _finish(spec: TinyLadder, root: Path, origin: Mapping[str, Any] | None) -> N
     """Says what the folder holds; the done-mark comes last but for the state, which nobody needs any more."""
     said = {**inputs(spec), "origin": origin and dict(origin)}
     write_text(root / "parameters.json", json.dumps(said, indent=1, sort_keys=True) + "\n")
-    millions = sum(weight.numel() for weight in open_ladder(root).checkpoints[0].model().parameters()) / 1e6
+    millions = sum(weight.numel() for weight in open_folder(root).checkpoints[0].model().parameters()) / 1e6
     cooled = ", every rung cooled down" if spec.cooldown else ""
     write_text(
         root / "LADDER", f"tiny OLMo-2 architecture trained here ({millions:.2f} M parameters{cooled})\n"

@@ -7,19 +7,21 @@ module and its task's do not import (:mod:`replicate.identity`).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from replicate import identity
-from replicate.ladder import pretrain
-from replicate.ladder.checkpoints import Checkpoint, Ladder, open_ladder
+from replicate.ladder import sources
+from replicate.ladder.checkpoints import Checkpoint, Ladder
+from replicate.ladder.sources import Request
+from replicate.ladder.stream import Stream
 from replicate.rl import tasks
 from replicate.rl.prompts import Prompts
 from replicate.runs import forecast, measurement, paths, prompts, provenance, response
 from replicate.runs.params import ScaleParameters
+from replicate.settings.hub import Hub
 from replicate.settings.run import Run
 from replicate.settings.task import Task
 from replicate.settings.tiny_ladder import TinyLadder
@@ -30,37 +32,34 @@ MODULES: dict[Experiment, ModuleType] = {"measure": measurement, "rl": response,
 EXPERIMENTS: tuple[Experiment, ...] = tuple(MODULES)
 
 
+def request(params: ScaleParameters, *, progress: bool = False) -> Request:
+    """What the parameters tell the ladder's source; relative paths are those of :mod:`replicate.runs.paths`."""
+    run, hub = params.section(Run), params.section(Hub)
+    return Request(
+        paths.ladder(run.ladder),
+        folder=paths.resolve(run.ladder_dir),
+        tiny=params.section(TinyLadder),
+        hub=hub.model_copy(update={"lock": str(paths.resolve(hub.lock))}),
+        origin=provenance.environment(),
+        progress=progress,
+    )
+
+
 def ladder(params: ScaleParameters, *, progress: bool = True) -> Ladder:
-    """The ladder the parameters name: the tiny one (trained if it is not there yet) or another source's."""
-    run = params.section(Run)
-    if run.ladder != "tiny":
-        return open_ladder(paths.ladder(run.ladder))
-    folder, origin = paths.resolve(run.ladder_dir), provenance.environment()
-    return pretrain.train(params.section(TinyLadder), folder, progress=progress, origin=origin)
+    """The whole ladder that the parameters name: the tiny one (trained if it is not there yet) or another source's."""
+    asked = request(params, progress=progress)
+    return sources.of(asked.spec).open(asked)
+
+
+def stream(params: ScaleParameters, ladder: Ladder | None = None) -> Stream:
+    """The same ladder, as a stream of rungs; ``ladder`` is that ladder where it is open already."""
+    asked = request(params)
+    return sources.of(asked.spec).stream(asked, ladder)
 
 
 def is_there(params: ScaleParameters) -> bool:
     """Whether the ladder can be opened without training."""
-    return params.LADDER != "tiny" or pretrain.is_done(_tiny_folder(params))
-
-
-def rungs_so_far(params: ScaleParameters) -> list[Checkpoint]:
-    """The checkpoints of the ladder that are there, while it may still be in training."""
-    if params.LADDER != "tiny":
-        return list(ladder(params))
-    folder = _tiny_folder(params)
-    return list(open_ladder(folder)) if any(folder.glob("stage*")) else []
-
-
-def expected_rungs(params: ScaleParameters) -> int:
-    """How many checkpoints the ladder has, or will have."""
-    if is_there(params):
-        return len(ladder(params))
-    return len(pretrain.steps(params.section(TinyLadder)))
-
-
-def _tiny_folder(params: ScaleParameters) -> Path:
-    return pretrain.folder_of(params.section(TinyLadder), paths.resolve(params.LADDER_DIR))
+    return not stream(params).has_task()
 
 
 def seeds(params: ScaleParameters, experiment: Experiment) -> list[int]:

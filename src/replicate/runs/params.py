@@ -20,6 +20,7 @@ from replicate.rl import tasks
 from replicate.runs import strict_yaml
 from replicate.runs.strict_yaml import shown
 from replicate.settings.grpo import GRPO
+from replicate.settings.hub import Hub
 from replicate.settings.machine import Machine
 from replicate.settings.measurement import Measurement
 from replicate.settings.response import Response
@@ -28,7 +29,7 @@ from replicate.settings.section import Section
 from replicate.settings.task import Task
 from replicate.settings.tiny_ladder import TinyLadder
 
-SECTIONS: tuple[type[Section], ...] = (Run, Task, TinyLadder, Measurement, Response, GRPO, Machine)
+SECTIONS: tuple[type[Section], ...] = (Run, Hub, Task, TinyLadder, Measurement, Response, GRPO, Machine)
 """All sections, in the order of the YAML files."""
 
 S = TypeVar("S", bound=Section)

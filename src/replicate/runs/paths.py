@@ -34,7 +34,7 @@ def ladder(spec: str) -> str:
     """A ladder's name with its folder resolved; one that starts with a source's prefix (``hub:``) stays as it is."""
     from replicate.ladder import sources  # it brings in torch, which not everybody here needs
 
-    return spec if sources.of(spec) else str(resolve(spec))
+    return str(resolve(spec)) if sources.is_folder(spec) else spec
 
 
 def notebooks() -> Path:

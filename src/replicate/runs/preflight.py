@@ -3,7 +3,6 @@
 Each complaint is a line that names the parameter, what was expected, what was found and the remedy.
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -102,13 +101,14 @@ def _ladder(params: ScaleParameters) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield from _prompts(params, _tiny_checkpoint(Path(folder)), params.TINY_CONTEXT)
         return
-    from replicate.ladder import open_ladder, sources
+    from replicate.ladder import sources
+    from replicate.runs import jobs
 
     try:
-        ladder = open_ladder(paths.ladder(params.LADDER))
+        asked = jobs.request(params)
+        ladder = sources.of(asked.spec).open(asked)
     except (ValueError, OSError) as error:
-        source = sources.of(params.LADDER)
-        remedy = "" if source else "; give 'tiny' or a folder of snapshots"
+        remedy = "; give 'tiny' or a folder of snapshots" if sources.is_folder(params.LADDER) else ""
         yield f"LADDER: {error}{remedy}"
         return
     yield from _model(params, ladder)
@@ -134,7 +134,7 @@ def _model(params: ScaleParameters, ladder: "Ladder") -> Iterator[str]:
 
 def _config(checkpoint: "Checkpoint") -> dict[str, Any] | None:
     try:
-        config = json.loads((checkpoint.where / "config.json").read_text())
+        config = checkpoint.config()
         return config if isinstance(config["num_hidden_layers"], int) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

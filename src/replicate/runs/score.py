@@ -72,9 +72,10 @@ def score(
     """Measures every rung and compares them. ``ValueError`` if none can be measured, or on none do rewards differ."""
     _require_device(machine)
     task = task.limited(scoring.prompts, seed=scoring.seed)
-    found, failed = [], []
+    found, failed = [], [f"{checkpoint.name}: {reason}" for checkpoint, reason in ladder.refused]
     for checkpoint in tqdm(ladder, desc="scoring", unit="rung", disable=None):
         table, error = attempt(measure, (checkpoint, task, scoring, machine))
+        checkpoint.discard()  # of what is fetched, one is on disk at a time
         if error is None:
             found.append((checkpoint, table))
         else:

@@ -1,8 +1,10 @@
 """Running all jobs of one or several sets of parameters: what is done is not done again, what fails is reported and
-passed over. A tiny ladder is trained while jobs run on those of its rungs that are there already."""
+passed over. A ladder is a stream: jobs run on the rungs that are there while others are trained or fetched."""
 
 import json
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -15,49 +17,66 @@ from tqdm import tqdm
 
 from replicate.files import clear_parts, require_writable, write_text
 from replicate.ladder.checkpoints import Ladder
+from replicate.ladder.stream import Stream
 from replicate.runs import jobs, paths, preflight
 from replicate.runs.jobs import EXPERIMENTS, Experiment
 from replicate.runs.params import ScaleParameters
 from replicate.runs.units import Answer, Outcome, Unit, failed_row, missing, record, store_of, work
-from replicate.runs.workers import attempt, error_line, run_each
+from replicate.runs.workers import attempt, run_each
+
+_MOMENT = 0.1  # seconds between two looks for rungs that are on their way
 
 
 @dataclass
 class Plan:
     """A set of parameters under way: the jobs of which rungs are known, what waits, what became of the rest.
 
-    ``name`` is said of its jobs; ``training`` is the state of its ladder, ``"done"`` once no more rungs will come.
+    ``name`` is said of its jobs. ``filling`` is the state of the task of its stream, ``"done"`` where there is none.
     """
 
     params: ScaleParameters
     experiments: Sequence[Experiment]
     name: str = ""
-    ladder: Ladder | None = None
-    training: str = "waiting"
+    stream: Stream | None = None
+    filling: str = "waiting"
     units: list[Unit] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
+    left: Counter[str] = field(default_factory=Counter)
     outcome: Outcome = field(default_factory=Outcome)
 
-    def look(self) -> None:
-        """Adds the jobs of rungs that have come."""
-        rungs = self.ladder or jobs.rungs_so_far(self.params)
-        new = [rung for rung in rungs if rung.name not in self.seen]
-        self.seen |= {rung.name for rung in new}
-        self.units += missing(self.params, new, self.experiments, self.outcome)
+    def open(self) -> None:
+        """Opens the ladder's stream, and begins to fetch the rungs that have jobs left."""
+        self.stream = self.stream or jobs.stream(self.params)
+        if not self.stream.has_task():
+            self.filling = "done"
+        self.stream.begin(lambda rung: bool(missing(self.params, [rung], self.experiments, Outcome())))
 
-    def train(self, *, progress: bool) -> None:
-        """Opens the ladder, training it in this process if it is not there, and adds its jobs."""
-        self.ladder, self.training = self.ladder or jobs.ladder(self.params, progress=progress), "done"
-        self.look()
+    def look(self) -> None:
+        """Adds the jobs of rungs that have come, and a failed row for each that will not."""
+        rungs, missed = self.stream.look()
+        new = missing(self.params, rungs, self.experiments, self.outcome)
+        self.left.update(unit.checkpoint.name for unit in new)
+        self.units += new
+        for rung, error in missed:
+            _fail(self, {"checkpoint": rung.name, "step": rung.step, "seeds": []}, error)
+
+    def is_open(self) -> bool:
+        """Whether there is, or may come, something to do."""
+        return bool(self.units) or self.filling != "done" or not self.stream.is_done()
+
+    def finished(self, unit: Unit) -> None:
+        """Notes that a unit is settled; with the last one of a rung nobody needs its files any more."""
+        self.left[unit.checkpoint.name] -= 1
+        if not self.left[unit.checkpoint.name]:
+            self.stream.release(unit.checkpoint)
 
     def total(self) -> int:
         """How many jobs the plan has, or will have, done and found ones among them."""
         seeds = sum(len(jobs.seeds(self.params, experiment)) for experiment in self.experiments)
-        return seeds * (len(self.ladder) if self.ladder else jobs.expected_rungs(self.params))
+        return seeds * self.stream.expected()
 
 
-class _Pipeline:
-    """The schedule of several plans: each ladder is trained as one task, and a rung's jobs follow when it is there.
+class Pipeline:
+    """The schedule of several plans: the making of a ladder is one task, and a rung's jobs follow when it is there.
 
     Plans are finished one after another as far as there is work: a worker takes the first task of the first plan that
     has one.
@@ -66,15 +85,15 @@ class _Pipeline:
     def __init__(self, plans: Sequence[Plan]) -> None:
         self.plans = plans
         for plan in plans:
-            if plan.ladder or jobs.is_there(plan.params):
-                plan.train(progress=False)
+            plan.open()
 
-    def take(self) -> tuple[tuple[Plan, Unit | None], tuple[Any]] | None:
+    def take(self) -> tuple[tuple[Plan, Unit | None], tuple[Unit | Stream]] | None:
+        """The next task, and of which plan and unit it is (None: the making of its ladder)."""
         for plan in self.plans:
-            if plan.training == "waiting":
-                plan.training = "running"
-                return (plan, None), (plan.params,)
-            if not plan.units and plan.training == "running":
+            if plan.filling == "waiting":
+                plan.filling = "running"
+                return (plan, None), (plan.stream,)
+            if not plan.units:
                 plan.look()
             if plan.units:
                 unit = plan.units.pop(0)
@@ -82,7 +101,13 @@ class _Pipeline:
         return None
 
     def is_open(self) -> bool:
-        return any(plan.training != "done" or plan.units for plan in self.plans)
+        """Whether ``take`` may still give something, now or later."""
+        return any(plan.is_open() for plan in self.plans)
+
+    def close(self) -> None:
+        """Stops what the streams have in the background."""
+        for plan in self.plans:
+            plan.stream.close()
 
 
 Result = tuple[Plan, Unit | None, Answer | None, str | None]
@@ -96,8 +121,11 @@ def sweep(
     ladder: Ladder | None = None,
     **how: Any,
 ) -> Outcome:
-    """Runs every job whose record is missing and writes its record at once; ``how`` as in :func:`sweep_all`."""
-    plan = Plan(params, experiments, ladder=ladder)
+    """Runs every job whose record is missing and writes its record at once; ``how`` as in :func:`sweep_all`.
+
+    ``ladder`` is that of the parameters, where it is open already.
+    """
+    plan = Plan(params, experiments, stream=jobs.stream(params, ladder))
     sweep_all([plan], **how)
     return plan.outcome
 
@@ -126,11 +154,8 @@ def sweep_all(
             locks.enter_context(FileLock(folder / ".lock"))
             for experiment in EXPERIMENTS:
                 clear_parts(folder / experiment)
-        if engine == "ray":
-            answers = _ray(plans, address, progress)
-        else:
-            answers = _local(plans, progress) if workers == 1 else _processes(plans, workers)
-        with closing(answers):
+        how = {"workers": workers, "progress": progress, "address": address}
+        with closing(Pipeline(plans)) as pipeline, closing(_ENGINES[engine](pipeline, **how)) as answers:
             _collect(plans, answers, progress)
     for folder in folders:
         rows = [
@@ -156,16 +181,21 @@ def _collect(plans: Sequence[Plan], answers: Iterator[Result], progress: bool) -
                     tqdm.write(f"failed: {plan.outcome.problems()[-1]}", file=sys.stderr)
                     plan.outcome.done -= len(seeds)
                 plan.outcome.done += len(unit.keys)
+                plan.finished(unit)
             bar.update(sum(p.outcome.finished() for p in plans) - bar.n)
 
 
 def _ladder_done(plan: Plan, error: str | None) -> None:
     plan.look()
-    plan.training = "done"
+    plan.filling = "done"
     if error is not None:
-        row = {"experiment": "ladder", "checkpoint": plan.name or "tiny", "step": None, "seeds": []}
-        plan.outcome.failed.append({**row, "error": error})
-        tqdm.write(f"failed: {plan.outcome.problems()[-1]}", file=sys.stderr)
+        _fail(plan, {"checkpoint": plan.name or "tiny", "step": None, "seeds": []}, error)
+
+
+def _fail(plan: Plan, row: dict[str, Any], error: str) -> None:
+    """A row for what is wrong with a ladder, or with one rung of it, before any job."""
+    plan.outcome.failed.append({"experiment": "ladder", **row, "error": error})
+    tqdm.write(f"failed: {plan.outcome.problems()[-1]}", file=sys.stderr)
 
 
 def _failures(plan, unit: Unit, answer: Answer | None, error: str | None) -> Iterator[tuple[list[int], str]]:
@@ -182,54 +212,36 @@ def _failures(plan, unit: Unit, answer: Answer | None, error: str | None) -> Ite
             yield [seed], f"seed {seed}: {wrong}"
 
 
-def _local(plans: Sequence[Plan], progress: bool) -> Iterator[Result]:
-    for plan in plans:
-        yield from _open(plan, progress)
-        while plan.units:
-            unit = plan.units.pop(0)
-            yield plan, unit, *attempt(work, (unit,))
-
-
-def _open(plan: Plan, progress: bool) -> Iterator[Result]:
-    """Opens a plan's ladder in this process; one that has to be trained for that comes back as from a worker."""
-    if plan.ladder or jobs.is_there(plan.params):
-        plan.train(progress=progress)
+def _local(pipeline: Pipeline, *, workers: int, progress: bool, address: str | None) -> Iterator[Result]:
+    """In this process, or in ``workers`` others."""
+    if workers == 1:
+        while pipeline.is_open():
+            if (found := pipeline.take()) is None:
+                time.sleep(_MOMENT)
+                continue
+            (plan, unit), (task,) = found
+            yield plan, unit, *attempt(partial(perform, progress=progress), (task,))
     else:
-        yield plan, None, *attempt(partial(plan.train, progress=progress), ())
+        for (plan, unit), answer, error in run_each(perform, pipeline, workers=workers):
+            yield plan, unit, answer, error
 
 
-def _processes(plans: Sequence[Plan], count: int) -> Iterator[Result]:
-    for (plan, unit), answer, error in run_each(perform, _Pipeline(plans), workers=count):
-        yield plan, unit, answer, error
-
-
-def perform(task: Unit | ScaleParameters) -> Answer | None:
-    """What a worker does: the jobs of a unit, or the training of a ladder, whose checkpoints are its answer."""
+def perform(task: Unit | Stream, *, progress: bool = False) -> Answer | None:
+    """What a worker does: the jobs of a unit, or the making of a ladder, whose checkpoints are its answer."""
     if isinstance(task, Unit):
         return work(task)
-    jobs.ladder(task, progress=False)
+    task.fill(progress=progress)
     return None
 
 
-def _ray(plans: Sequence[Plan], address: str | None, progress: bool) -> Iterator[Result]:
-    import ray
+def _ray(pipeline: Pipeline, *, workers: int, progress: bool, address: str | None) -> Iterator[Result]:
+    from replicate.runs import ray_engine
 
-    ray.init(address=address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
-    waiting = {}
-    for plan in plans:
-        yield from _open(plan, progress)
-        # Every job uses its fixed number of threads, and a GPU where the parameters ask for one.
-        remote = ray.remote(num_cpus=1, num_gpus=int(plan.params.DEVICE.startswith("cuda")))(attempt)
-        while plan.units:
-            unit = plan.units.pop(0)
-            waiting[remote.remote(work, (unit,))] = (plan, unit)
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        plan, unit = waiting.pop(ready)
-        try:
-            yield plan, unit, *ray.get(ready)
-        except ray.exceptions.RayError as error:  # the worker died; the other jobs go on
-            yield plan, unit, None, error_line(error)
+    for (plan, unit), answer, error in ray_engine.run_each(pipeline, address=address, progress=progress):
+        yield plan, unit, answer, error
+
+
+_ENGINES = {"local": _local, "ray": _ray}
 
 
 def run_folder(params: ScaleParameters) -> Path:
