@@ -53,3 +53,46 @@ def home(tmp_path, monkeypatch):
     """A scratch folder that all relative paths of parameters mean."""
     monkeypatch.setenv("REPLICATE_HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    """A byte-level BPE of OLMo-2's kind over plain English: the blank belongs to the word that follows it.
+
+    It knows "silver" and "gold" only in pieces with a blank before them, and the word "ocean" not at all as one token.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from replicate.rl.tasks.label_copying import LABELS, WORDS
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    words = [
+        word for word in (*LABELS, *WORDS, "label", "is", "answer") if word not in ("silver", "gold", "ocean")
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|pad|>"],
+        show_progress=False,
+    )
+    core.train_from_iterator(
+        [" " + " ".join(words), "gold:gold", "=red", "label", " ; : = . The answer is"] * 20, trainer
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|pad|>")
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2"])
+def strangers(request, bpe, tmp_path_factory):
+    """A folder with two rungs of somebody else's model, float64, as a trainer saves them; more rows than tokens."""
+    from replicate.models.fresh import tiny_model
+
+    folder = tmp_path_factory.mktemp(request.param)
+    for step in (100, 200):
+        generator = torch.Generator().manual_seed(step)
+        model = tiny_model(request.param, vocab=len(bpe) + 10, gain=1 + step / 200, generator=generator)
+        for target in (model, bpe):
+            target.save_pretrained(folder / f"checkpoint-{step}")
+    return folder

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from replicate import kernels
-from replicate.cli import hub, jobs, upkeep  # noqa: F401 - a command is there once its module is imported
+from replicate.cli import hub, jobs, score, upkeep  # noqa: F401 - a command is there once its module is imported
 from replicate.cli.program import app
 from replicate.runs import params as schemas
 

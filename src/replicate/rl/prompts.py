@@ -19,6 +19,15 @@ def exact_match(
     return (tokens[..., 0] == labels[:, None]).float()
 
 
+def added_tokens(tokenizer, before: str, after: str, *, special: bool = False) -> list[int] | None:
+    """The token ids by which ``after`` is longer than ``before``; None where its tokens do not begin with those.
+
+    ``special`` has the tokenizer put its special tokens in front of both.
+    """
+    start, whole = (tokenizer.encode(text, add_special_tokens=special) for text in (before, after))
+    return whole[len(start) :] if whole[: len(start)] == start else None
+
+
 @dataclass(frozen=True)
 class Prompts:
     """A batch of prompts of one length.

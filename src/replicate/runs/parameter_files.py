@@ -1,5 +1,6 @@
 """What is generated from the sections of parameters: ``params/smoke.yaml`` and the notebooks' parameter cells."""
 
+import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +82,7 @@ def _in_yaml(value: Any) -> str:
 def _in_python(value: Any) -> str:
     if isinstance(value, float):
         return _number(value)
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | list) else repr(value)
 
 
 def _number(value: float) -> str:

@@ -127,7 +127,7 @@ def frame(tables: StudyTables) -> pd.DataFrame:
 
 
 def _response(gains: pd.DataFrame) -> pd.DataFrame:
-    first, budgets = gains.seed.min(), sorted(gains.budget.unique())
+    first, budgets = gains.seed.min(), sorted(map(int, gains.budget.unique()))
     wide = gains.groupby([*RUNG, "budget"])[["gain", "reward"]].mean().unstack()
     wide.columns = [f"{'post' if name == 'reward' else name}_{n}" for name, n in wide.columns]
     mean = _mean(gains, [n for n in budgets if n in MEAN_BUDGETS] or budgets)

@@ -7,21 +7,26 @@ A prompt names a label y among a few, then come filler words, and the answer pos
 With the reward R(a) = 1[a = y] of a sampled token a, the objective J = E_q pi(y | q) needs no sampling: it is read
 off the logits, over the whole vocabulary. Rows of the embedding that no token uses (padding rows) are masked first.
 
-The words are common English ones, so that the same text is one token a word both for the word-level tokenizer of the
-tiny ladder and for a byte-pair tokenizer such as OLMo-2's; :func:`label_copying` refuses a tokenizer where the label
-is not exactly one more token, or where prompts differ in length.
+Which words are labels and how they are asked for is the task's: ``LABEL_WORDS`` and ``TEMPLATE``
+(:class:`~replicate.settings.task.Task`). The built-in words are common English ones, so that the same text is one token
+a word both for the word-level tokenizer of the tiny ladder and for a byte-pair tokenizer such as OLMo-2's.
+
+What a tokenizer must do. Behind its prompt every label is exactly one more token, with the blank in front of it where
+the template has one; a label of several is refused. Filler words are drawn from those that are one token where they
+stand, so that a tokenizer that splits a few of them loses these and no more. Prompts then are of one length in tokens
+unless a label is split in the *question*, which is refused as well: nothing is padded.
 """
+
+import re
 
 import numpy as np
 import torch
 
-from replicate.rl.prompts import Prompts, exact_match
-from replicate.settings.task import Task
+from replicate.rl.prompts import Prompts, added_tokens, exact_match
+from replicate.settings.task import FILLER, LABEL, Task
 
-_LABELS = """
-    red green blue black white brown gold silver gray pink orange purple yellow cream copper rose
-"""
-LABELS = tuple(_LABELS.split())
+_DEFAULTS = Task()
+LABELS = tuple(_DEFAULTS.label_words.split())
 
 _WORDS = """
     able above after again air also always among animal area army art away back bank base bed before
@@ -39,30 +44,46 @@ _WORDS = """
 WORDS = tuple(_WORDS.split())
 
 
-def prompt_text(label: str, filler: list[str]) -> str:
-    """The text of one prompt, up to and including the colon after which the label is due."""
-    return " ".join(["label", "is", label, ";", *filler, "answer", ":"])
+def prompt_text(label: str, filler: list[str], template: str = _DEFAULTS.template) -> str:
+    """The text of one prompt: ``template`` up to its last ``{label}``, which is due next, and the blank before that."""
+    text = template.removesuffix(LABEL).removesuffix(" ").replace(LABEL, label)
+    if filler:
+        return text.replace(FILLER, " ".join(filler))
+    return re.sub(rf"^{re.escape(FILLER)} | ?{re.escape(FILLER)}", "", text)
 
 
-def label_copying(tokenizer, prompts: int, *, labels: int, filler: int, rng: np.random.Generator) -> Prompts:
+def label_copying(
+    tokenizer,
+    prompts: int,
+    *,
+    labels: int,
+    filler: int,
+    rng: np.random.Generator,
+    label_words: str = _DEFAULTS.label_words,
+    template: str = _DEFAULTS.template,
+) -> Prompts:
     """Draws ``prompts`` label-copying prompts with ``filler`` filler words each, labels in equal shares.
 
-    Raises ``ValueError`` if the tokenizer splits a label into several tokens or the prompts differ in length.
+    Raises ``ValueError`` if the tokenizer cannot say them: a label that is not one more token behind its prompt, hardly
+    a filler word that is one token, prompts that differ in length.
     """
-    if not 2 <= labels <= len(LABELS):
-        raise ValueError(f"labels: expected 2 to {len(LABELS)}, got {labels}")
+    names = label_words.split()
+    if not 2 <= labels <= len(names):
+        raise ValueError(f"labels: expected 2 to {len(names)}, got {labels}")
     if prompts < 1 or filler < 0:
         raise ValueError(f"prompts, filler: expected at least 1 and 0, got {prompts} and {filler}")
+    known = _fillers(tokenizer, template, names) if filler else WORDS
     chosen = rng.permutation(np.arange(prompts) % labels)
-    words = rng.integers(len(WORDS), size=(prompts, filler))
+    words = rng.integers(len(known), size=(prompts, filler))
     text = tuple(
-        prompt_text(LABELS[y], [WORDS[w] for w in row]) for y, row in zip(chosen, words, strict=True)
+        prompt_text(names[y], [known[w] for w in row], template) for y, row in zip(chosen, words, strict=True)
     )
-    label_ids = torch.tensor([_answer_id(tokenizer, text[0], name) for name in LABELS[:labels]])
+    label_ids = torch.tensor([_answer_id(tokenizer, text[0], name, template) for name in names[:labels]])
     rows = [tokenizer.encode(line, add_special_tokens=False) for line in text]
     if len(lengths := {len(row) for row in rows}) > 1:
         raise ValueError(
-            f"tokenizer: expected prompts of one length in tokens, got lengths {sorted(lengths)}"
+            f"tokenizer: expected prompts of one length in tokens, got lengths {sorted(lengths)}; choose LABEL_WORDS "
+            f"that are one token where TEMPLATE asks for them, and set {FILLER} between blanks"
         )
     return Prompts(text, torch.tensor(rows), label_ids[torch.from_numpy(chosen)], label_ids, len(tokenizer))
 
@@ -73,14 +94,47 @@ reward = exact_match
 
 def draw(tokenizer, count: int, *, settings: Task, rng: np.random.Generator) -> Prompts:
     """:func:`label_copying` with the settings of a run."""
-    return label_copying(tokenizer, count, labels=settings.labels, filler=settings.filler, rng=rng)
+    how = {name: getattr(settings, name) for name in ("labels", "filler", "label_words", "template")}
+    return label_copying(tokenizer, count, rng=rng, **how)
 
 
-def _answer_id(tokenizer, prompt: str, label: str) -> int:
-    before = tokenizer.encode(prompt, add_special_tokens=False)
-    after = tokenizer.encode(f"{prompt} {label}", add_special_tokens=False)
-    if after[:-1] != before:
-        raise ValueError(f"tokenizer: expected label {label!r} to be exactly one more token after the prompt")
-    if after[-1] == getattr(tokenizer, "unk_token_id", None):
-        raise ValueError(f"tokenizer: label {label!r} is not in its vocabulary")
-    return after[-1]
+def _fillers(tokenizer, template: str, labels: list[str]) -> tuple[str, ...]:
+    """The words, labels apart, that are one known token, each, where the filler stands in the template."""
+    before = template.partition(FILLER)[0].replace(LABEL, labels[0])
+    first = " " if before.endswith(" ") else ""  # all other filler words stand behind a blank
+    before, unknown = before.removesuffix(" "), getattr(tokenizer, "unk_token_id", None)
+
+    def fits(word: str, blank: str) -> bool:
+        more = added_tokens(tokenizer, before, f"{before}{blank}{word}")
+        return more is not None and len(more) == 1 and more[0] != unknown
+
+    known = tuple(w for w in WORDS if w not in labels and all(fits(w, blank) for blank in {first, " "}))
+    if len(known) < 2:
+        raise ValueError(
+            f"tokenizer: expected filler words of one token, got {len(known)} of {len(WORDS)} where TEMPLATE has "
+            f"{FILLER}; set FILLER to 0, or put a blank before {FILLER}"
+        )
+    return known
+
+
+def _answer_id(tokenizer, prompt: str, label: str, template: str) -> int:
+    """The one token that says ``label`` behind ``prompt``; else ``ValueError`` with the pieces and the remedy."""
+    blank = " " if template.endswith(f" {LABEL}") else ""
+    more = added_tokens(tokenizer, prompt, f"{prompt}{blank}{label}")
+    if more is None or len(more) != 1:
+        pieces = more if more is not None else tokenizer.encode(f"{blank}{label}", add_special_tokens=False)
+        raise ValueError(
+            f"tokenizer: expected label {label!r} to be exactly one more token after the prompt, got "
+            f"{[tokenizer.decode([i]) for i in pieces]}; {_remedy(tokenizer, prompt, label, blank)}"
+        )
+    if more[0] == getattr(tokenizer, "unk_token_id", None):
+        raise ValueError(f"tokenizer: label {label!r} is not in its vocabulary; choose other LABEL_WORDS")
+    return more[0]
+
+
+def _remedy(tokenizer, prompt: str, label: str, blank: str) -> str:
+    """Where the label is one token the other way, with or without a blank before it, that is what to write."""
+    other = added_tokens(tokenizer, prompt, f"{prompt}{'' if blank else ' '}{label}")
+    if other is not None and len(other) == 1:
+        return f"end TEMPLATE in {LABEL} {'without' if blank else 'with'} a blank before it"
+    return "choose other LABEL_WORDS, or another TEMPLATE"
