@@ -6,7 +6,11 @@ from replicate.settings.section import Section, Text
 
 
 class Machine(Section):
-    """Torch's name of the ``device`` and of the ``dtype`` of weights and activations."""
+    """Torch's name of the ``device`` and of the ``dtype`` of weights and activations.
+
+    In bfloat16 a measurement reads weights of that precision; RL and the forecast keep those they move in float32, and
+    RL's passes read copies. Log-probabilities, advantages and objectives are in float32 at least, whatever this says.
+    """
 
     about: ClassVar[str] = "The machine."
 
