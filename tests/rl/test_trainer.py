@@ -1,6 +1,8 @@
 """Rollouts that share the prompt, stacked policies, and the trainer."""
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -317,6 +319,20 @@ def test_the_fused_optimiser_is_seen_by_the_copies():
     optimizer.step()
     now = dict(policy.model.named_parameters())
     assert all(torch.equal(copy, now[name].bfloat16()) for name, copy in policy.weights().items())
+
+
+def test_a_bfloat16_policy_goes_when_it_is_dropped():
+    """And its weights with it, at once: a large one would not fit beside the next."""
+    gc.disable()
+    try:
+        policy = _single_bfloat16()
+        tokens, uniforms = drawn(lanes=1)
+        sample(policy, tokens, uniforms, vocab=VOCAB).logp.sum().backward()
+        weight = weakref.ref(policy.parameters()[0])
+        del policy
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_a_float32_policy_reads_its_parameters_themselves():

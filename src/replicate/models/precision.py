@@ -15,6 +15,7 @@ They act on the calls themselves, so they work for every architecture that is wr
 And what half precision means where weights are trained: :func:`trained_dtype` and :class:`Casts`.
 """
 
+import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -90,9 +91,12 @@ class Casts:
         self.weights, self.dtype = list(weights), dtype
         self._made: list[Tensor] = []
         self._of: list[int] = []
+        me = weakref.ref(
+            self
+        )  # a weight that held this object, which holds it, would outlive the last to use it
         for weight in self.weights:
             if weight.requires_grad and weight.dtype != dtype:
-                weight.register_post_accumulate_grad_hook(self._drop)
+                weight.register_post_accumulate_grad_hook(lambda _: (casts := me()) and casts._drop())
 
     def __call__(self) -> list[Tensor]:
         """The copies; they carry the graph also where they are asked for without gradients, to serve both."""
@@ -104,7 +108,7 @@ class Casts:
             self._of = versions
         return self._made
 
-    def _drop(self, _: Tensor | None = None) -> None:
+    def _drop(self) -> None:
         self._made, self._of = [], []
 
 
