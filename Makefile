@@ -101,9 +101,11 @@ bench: $(READY)-peers
 GPU_SECONDS ?= 540
 GPU_NAMED := $(filter command environment,$(origin PYTHON))
 GPU := PYTHONPATH=src $(if $(GPU_NAMED),$(PYTHON),$(BIN)/python) benchmarks/gpu.py --seconds $(GPU_SECONDS)
+# Records for the repository; on a machine that keeps nothing, a folder that is brought back.
+GPU_OUT ?= results/gpu
 
 gpu: $(if $(GPU_NAMED),,$(READY)-peers)
-	$(GPU)
+	$(GPU) --out $(GPU_OUT)
 
 # The same on the CPU at a reduced shape: does it run, not how fast.
 GPU_DRY ?= build/gpu
