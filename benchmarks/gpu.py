@@ -12,6 +12,7 @@ piece                   what it measures
 ======================  ===========================================================================================
 ``measure``             a forward pass, ``impact.components`` at the final state, one pull-back to the embeddings
 ``grpo-1, -8, -64``     updates of our trainer with answers of so many tokens
+``...-compiled``        ``measure`` and ``grpo-1`` with compiled blocks (COMPILE), whose compilation is not in the times
 ``ladder``              params/gpu.yaml: the ladder is trained, all jobs run, tables written beside the records
 ``checkpoint``          what one checkpoint of a ladder costs: opened from safetensors in float32, then measured
 ``trl``                 TRL's ``GRPOTrainer`` on the same work, and ours made to run its passes (equal compute)
@@ -51,6 +52,7 @@ from replicate.impact import components
 from replicate.ladder import corpus
 from replicate.ladder.checkpoints import Checkpoint
 from replicate.models.answer import answer_pass, pull_back
+from replicate.models.compilation import compile_blocks
 from replicate.rl.policies import SinglePolicy
 from replicate.rl.prompts import Prompts
 from replicate.rl.trainer import train
@@ -81,12 +83,14 @@ class Work:
     def pieces(self) -> list[str]:
         """All pieces, in order of value."""
         grpo = [f"grpo-{horizon}" for horizon in self.prompts]
-        return ["measure", *grpo[:1], "ladder", *grpo[1:], "checkpoint", "trl"]
+        compiled = ["measure-compiled", "grpo-1-compiled"]
+        return ["measure", *grpo[:1], *compiled, "ladder", *grpo[1:], "checkpoint", "trl"]
 
 
 WORK = {
     "1b": Work(512, 32, {1: 16, 8: 16, 64: 8}, 5, 8, 8192,
-               {"ladder": 200, "trl": 90, "checkpoint": 60, "grpo-64": 40}),
+               {"measure-compiled": 80, "grpo-1-compiled": 80, "ladder": 200, "trl": 90, "checkpoint": 60,
+                "grpo-64": 40}),
     "tiny": Work(24, 8, {1: 4, 8: 4, 64: 2}, 2, 2, 256, {}),
 }  # fmt: skip
 
@@ -149,9 +153,12 @@ class Bench:
         """Seconds left of the budget."""
         return self.end - time.monotonic()
 
-    def model(self, dtype: torch.dtype, *, seed: int = 0) -> Olmo2ForCausalLM:
-        """A fresh model of the shape."""
-        return random_olmo2(self.shape, device=self.device, dtype=dtype, seed=seed)
+    def model(self, dtype: torch.dtype, *, seed: int = 0, compiled: bool = False) -> Olmo2ForCausalLM:
+        """A fresh model of the shape; on a CPU its compiled blocks are traced and run as they are."""
+        model = random_olmo2(self.shape, device=self.device, dtype=dtype, seed=seed)
+        if compiled:
+            compile_blocks(model, backend="inductor" if self.on_gpu else "aot_eager")
+        return model
 
     def prompts(self, count: int, *, seed: int) -> Prompts:
         """Prompts of the work's length."""
@@ -220,10 +227,10 @@ class Bench:
         return 2 * n**3 * repeats / (time.perf_counter() - start)
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure(bench: Bench, *, compiled: bool = False) -> dict[str, Any]:
     """A forward pass, the components at the final state, one pull-back to the embeddings."""
     shape, work = bench.shape, bench.work
-    model, prompts = bench.model(bench.dtype), bench.prompts(work.measured, seed=1)
+    model, prompts = bench.model(bench.dtype, compiled=compiled), bench.prompts(work.measured, seed=1)
     count, generator = len(prompts), torch.Generator(device=bench.device).manual_seed(0)
     cotangent = torch.randn(1, count, shape.hidden, device=bench.device, dtype=bench.dtype)
     how = {"layer": -1, "vocab": prompts.vocab, "batch": count, "generator": generator, "group_size": GROUP}
@@ -279,7 +286,7 @@ def updates(bench: Bench, policy, horizon: int) -> list[float]:
     return stamps.updates()
 
 
-def grpo(bench: Bench, horizon: int) -> dict[str, Any]:
+def grpo(bench: Bench, horizon: int, *, compiled: bool = False) -> dict[str, Any]:
     """Our trainer with answers of ``horizon`` tokens: float32 weights, bfloat16 passes."""
     prompts, length = bench.work.prompts[horizon], bench.work.length
     given = (bench.shape, prompts, length, GROUP, horizon)
@@ -290,7 +297,7 @@ def grpo(bench: Bench, horizon: int) -> dict[str, Any]:
         "answer_tokens": horizon,
         "bar": BARS["grpo"],
     }
-    policy = SinglePolicy(bench.model(torch.float32), dtype=bench.dtype)
+    policy = SinglePolicy(bench.model(torch.float32, compiled=compiled), dtype=bench.dtype)
     with bench.memory(found, costs.rl_floor(*given)):
         times = updates(bench, policy, horizon)
     read = prompts * length + prompts * GROUP * (horizon - 1)
@@ -433,9 +440,12 @@ def _tables(options: argparse.Namespace, unfinished: bool) -> dict[str, Any]:
 
 def run_piece(bench: Bench, name: str) -> dict[str, Any]:
     """The numbers of a piece."""
-    if name.startswith("grpo-"):
-        return grpo(bench, int(name.removeprefix("grpo-")))
-    return {"measure": measure, "checkpoint": checkpoint, "trl": against_trl, "ladder": ladder}[name](bench)
+    plain, compiled = name.removesuffix("-compiled"), name.endswith("-compiled")
+    if plain == "measure":
+        return measure(bench, compiled=compiled)
+    if plain.startswith("grpo-"):
+        return grpo(bench, int(plain.removeprefix("grpo-")), compiled=compiled)
+    return {"checkpoint": checkpoint, "trl": against_trl, "ladder": ladder}[name](bench)
 
 
 def done(path: Path, shape: str, device: str) -> bool:
@@ -491,7 +501,7 @@ def summary(name: str, numbers: dict[str, Any]) -> str:
     """A line for people."""
     if "skipped" in numbers:
         return f"skipped, {numbers['skipped']}"
-    if name == "measure":
+    if name.startswith("measure"):
         return ", ".join(f"{part} {_share(numbers[part], numbers['bar'])}" for part in MEASURED)
     if name.startswith("grpo-"):
         return f"{numbers['updates_per_second']:.2f} updates/s, {_share(numbers, numbers['bar'])}"

@@ -10,6 +10,7 @@ A policy that computes in bfloat16 keeps its parameters, which the optimiser mov
 (:class:`~replicate.models.precision.Casts`), so that they are those of the same model opened in bfloat16.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import DynamicCache
 
+from replicate.models.compilation import uncompiled
 from replicate.models.hooks import require_eager
 from replicate.models.precision import Casts, trained_dtype
 
@@ -167,7 +169,10 @@ class SinglePolicy:
         behind = behind or _next_in_line(tokens.shape[2], cache, tokens.device)
         layers = [(k[0], v[0]) for k, v in cache or []]
         weights, caching = self.weights(), cache is not None
-        out, layers = _forward(self.model, weights, tokens[0], layers, mask, behind.positions, keep, caching)
+        with uncompiled(self.model) if caching else nullcontext():
+            out, layers = _forward(
+                self.model, weights, tokens[0], layers, mask, behind.positions, keep, caching
+            )
         if cache is not None:
             cache[:] = [(k[None], v[None]) for k, v in layers]
         return out[None]

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel
 
 from replicate.ladder.checkpoints import Checkpoint
+from replicate.models.compilation import compile_blocks
 from replicate.models.precision import trained_dtype
 from replicate.rl import tasks, trainer
 from replicate.rl.policies import Policy, SinglePolicy, StackedPolicy
@@ -72,7 +73,10 @@ def _policies(settings: Settings, checkpoint: Checkpoint, lanes: int) -> tuple[P
     def fresh() -> Policy:
         if settings.response.stack_seeds:
             return StackedPolicy(checkpoint.model(**how, attention="eager"), lanes, dtype=dtype)
-        return SinglePolicy(checkpoint.model(**how), dtype=dtype)
+        model = checkpoint.model(**how)
+        if settings.machine.compile:
+            compile_blocks(model)
+        return SinglePolicy(model, dtype=dtype)
 
     policy = fresh()
     return policy, fresh() if settings.grpo.kl_coef else policy
