@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
 .PHONY: reproduce setup test test-fast test-packaging test-smoke test-elsewhere test-ladders-elsewhere test-seeds \
-	elsewhere lab lint notebooks bench
+	elsewhere lab lint notebooks bench gpu gpu-dry
 
 setup: $(READY)
 
@@ -52,7 +52,7 @@ test-packaging: $(READY)-peers
 
 # The main job as a command, killed in the middle and started again.
 test-smoke: $(READY)
-	$(BIN)/python -m pytest -m smoke tests/runs/test_smoke.py
+	$(BIN)/python -m pytest -m smoke tests/runs/test_smoke.py tests/test_benchmarks.py
 
 # `make test` under other kernels, which stand for another machine: other weights, the same verdicts.
 test-elsewhere: export REPLICATE_KERNELS = stand-in
@@ -94,3 +94,20 @@ bench: $(READY)-peers
 	$(BIN)/python benchmarks/grpo_vs_trl.py --out results/benchmarks/grpo_vs_trl.json
 	$(BIN)/python benchmarks/measurement.py --out results/benchmarks/measurement.json
 	$(BIN)/python benchmarks/jacobians.py --out results/benchmarks/jacobians.json
+
+# Benchmarks at OLMo-2-1B's shape and the ladder of params/gpu.yaml on one GPU, in order of value, within so many
+# seconds; called again it goes on. Runs from the source tree in the Python that is named, as on many a GPU machine:
+#   make gpu PYTHON=python3
+GPU_SECONDS ?= 540
+GPU_NAMED := $(filter command environment,$(origin PYTHON))
+GPU := PYTHONPATH=src $(if $(GPU_NAMED),$(PYTHON),$(BIN)/python) benchmarks/gpu.py --seconds $(GPU_SECONDS)
+# Records for the repository; on a machine that keeps nothing, a folder that is brought back.
+GPU_OUT ?= results/gpu
+
+gpu: $(if $(GPU_NAMED),,$(READY)-peers)
+	$(GPU) --out $(GPU_OUT)
+
+# The same on the CPU at a reduced shape: does it run, not how fast.
+GPU_DRY ?= build/gpu
+gpu-dry: $(if $(GPU_NAMED),,$(READY)-peers)
+	$(GPU) --shape tiny --device cpu --out $(GPU_DRY) --workers 1 -p DEVICE=cpu -p TINY_DEVICE=cpu 		-p RUN_DIR=$(GPU_DRY)/run -p LADDER_DIR=$(GPU_DRY)/ladders -p TINY_STEPS=20 -p TINY_EVERY=10 		-p TINY_LAYERS=2 -p TINY_HIDDEN=32 -p TINY_HEADS=2 -p TINY_BATCH=32 -p 'MEASURE_LAYERS=[-1, 1]' 		-p 'BUDGETS=[1, 2]' -p EVAL_PROMPTS=8 -p MEASURE_PROMPTS=8 -p POOL_PROMPTS=32 -p MEASURE_BATCHES=2

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from replicate.ladder import corpus
@@ -83,24 +84,37 @@ class UnsharedPasses(SinglePolicy):
     (sampling), then one with gradients over the sequences of prompt and answer, logits and their log-softmax at all
     positions (the loss), and its backward pass. The trainer receives the mean over the identical copies, so it learns
     what it always does. The answers fed in are drawn in the first pass; those rewarded are the trainer's own.
+
+    A large model has no memory for all sequences at once. With ``chunk`` so many prompts' groups go through together:
+    a pass without gradients whose activations are dropped, and when the backward pass comes, one more with them. Those
+    are as many passes as above, with logits at the last two positions.
     """
 
-    def __init__(self, model: PreTrainedModel, *, group: int) -> None:
-        super().__init__(model)
-        self.group = group
+    def __init__(self, model: PreTrainedModel, *, group: int, chunk: int | None = None, **how) -> None:
+        super().__init__(model, **how)
+        self.group, self.chunk = group, chunk
 
-    def logits(self, tokens, *, keep, cache=None):
+    def logits(self, tokens, *, keep, cache=None, behind=None):
         """See :class:`replicate.rl.policies.Policy`; only the trainer's differentiated pass is made anew."""
         if not torch.is_grad_enabled():
-            return super().logits(tokens, keep=keep, cache=cache)
+            return super().logits(tokens, keep=keep, cache=cache, behind=behind)
         if cache is not None or keep != 1:
             raise ValueError(f"keep, cache: expected one-token answers without a cache, got keep={keep}")
+        if self.chunk:
+            parts = tokens.split(self.chunk, dim=1)
+            return torch.cat([checkpoint(self._repeated, part, use_reentrant=False) for part in parts], 1)
         rows, length = tokens.shape[1:]
         repeated = tokens.repeat_interleave(self.group, dim=1)
         with torch.no_grad():
             answer = super().logits(repeated, keep=1).softmax(-1)[0, :, 0].multinomial(1)
         everything = super().logits(torch.cat([repeated, answer[None]], 2), keep=length + 1).log_softmax(-1)
         return everything[:, :, length - 1 : length].unflatten(1, (rows, self.group)).mean(2)
+
+    def _repeated(self, tokens):
+        repeated = tokens.repeat_interleave(self.group, dim=1)
+        with_answer = torch.cat([repeated, repeated[:, :, :1]], 2)
+        last = super().logits(with_answer, keep=2)[:, :, :1]
+        return last.unflatten(1, (tokens.shape[1], self.group)).mean(2)
 
 
 def arguments(description: str, default_out: str, **more: dict) -> argparse.Namespace:

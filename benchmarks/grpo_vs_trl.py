@@ -93,45 +93,58 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def trl(pool: Prompts, *, horizon: int, updates: int, seed: int, folder: str):
-    """A timer of TRL's trainer: updates per second from its second step to its last."""
+def trl(
+    pool: Prompts,
+    *,
+    horizon: int,
+    updates: int,
+    seed: int,
+    folder: str,
+    model: Callable = tiny_model,
+    **changes,
+):
+    """A timer of TRL's trainer: updates per second from its second step to its last.
+
+    ``model`` makes the model from a seed; ``changes`` are those of its settings for another one than the tiny model.
+    """
     rows = Dataset.from_dict({"prompt": list(pool.text), "label": pool.labels.tolist()})
 
     def reward(completion_ids, label, **_):
         return [sum(t == y for t in ids) / len(ids) for ids, y in zip(completion_ids, label, strict=True)]
 
     def run() -> float:
-        args = GRPOConfig(
-            output_dir=folder,
-            max_steps=updates + 1,
-            per_device_train_batch_size=PROMPTS * GROUP,
-            num_generations=GROUP,
-            gradient_accumulation_steps=1,
-            steps_per_generation=1,
-            num_iterations=1,
-            max_completion_length=horizon,
-            loss_type="grpo",
-            scale_rewards="group",
-            beta=0.0,
-            epsilon=0.2,
-            mask_truncated_completions=False,
-            learning_rate=1e-3,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            report_to="none",
-            logging_strategy="no",
-            save_strategy="no",
-            disable_tqdm=True,
-            seed=seed,
-        )
+        settings = {
+            "output_dir": folder,
+            "max_steps": updates + 1,
+            "per_device_train_batch_size": PROMPTS * GROUP,
+            "num_generations": GROUP,
+            "gradient_accumulation_steps": 1,
+            "steps_per_generation": 1,
+            "num_iterations": 1,
+            "max_completion_length": horizon,
+            "loss_type": "grpo",
+            "scale_rewards": "group",
+            "beta": 0.0,
+            "epsilon": 0.2,
+            "mask_truncated_completions": False,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "logging_strategy": "no",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "seed": seed,
+        }
+        args = GRPOConfig(**settings | changes)
         clock = Clock()
         with contextlib.redirect_stdout(io.StringIO()):
             trainer = GRPOTrainer(
-                model=tiny_model(seed=seed),
+                model=model(seed=seed),
                 reward_funcs=reward,
                 args=args,
                 train_dataset=rows,

@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from hub_server import Hub
 
+from hub_server import Hub
 from replicate.ladder.checkpoints import snapshot_name
 from replicate.models.fresh import tiny_model
 
@@ -103,7 +103,9 @@ def main() -> None:
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(home / "lock.json", target)
         shutil.copy(home / "run" / "failures.json", target)
-        text = json.dumps(said, indent=1).replace(str(home), "~").replace(os.environ["HF_ENDPOINT"], "the hub")
+        text = (
+            json.dumps(said, indent=1).replace(str(home), "~").replace(os.environ["HF_ENDPOINT"], "the hub")
+        )
         (target / "commands.json").write_text(text + "\n")
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from replicate.ladder import corpus, open_ladder, pretrain
+from replicate.ladder.batches import Batches
 
 COOLDOWN = 10
 
@@ -50,7 +51,7 @@ def test_the_trunk_is_the_ladder_without_cooldown_bit_for_bit(ladder, cooled):
 def test_a_rung_is_its_trunk_trained_on_with_a_falling_rate(cooled, cooled_spec):
     """Done here once more from the trunk's weights and momenta: the same bits, and others than the trunk's."""
     found, trunk = cooled
-    chain = corpus.prose_chain(cooled_spec.seed)
+    data = Batches(cooled_spec)
     for rung in found:
         model, weights = rung.model(), rung.model().state_dict()
         model.load_state_dict(trunk[rung.step]["model"])
@@ -61,7 +62,7 @@ def test_a_rung_is_its_trunk_trained_on_with_a_falling_rate(cooled, cooled_spec)
         for i in range(COOLDOWN):
             step = rung.step + i
             rate = cooled_spec.learning_rate * min(1, (step + 1) / cooled_spec.warmup) * (1 - i / COOLDOWN)
-            pretrain._update(cooled_spec, step, rate, model, optimizer, chain)
+            pretrain._update(cooled_spec, step, rate, model, optimizer, data)
         assert all(torch.equal(weights[name], found) for name, found in model.state_dict().items()), rung.name
 
 
@@ -96,7 +97,7 @@ def test_cooling_lowers_the_loss_late_in_training(cooled_spec, tmp_path):
     optimizer.load_state_dict(trunk[80]["optimizer"])
     hot = [loss(model)]
     for step in range(80, 100):
-        pretrain._update(spec, step, spec.learning_rate, model, optimizer, chain)
+        pretrain._update(spec, step, spec.learning_rate, model, optimizer, Batches(spec))
     hot.append(loss(model))
     assert cold < min(hot) - 0.005
 

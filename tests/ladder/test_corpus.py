@@ -35,6 +35,13 @@ def test_prose_follows_the_chain_and_its_weights():
     assert abs((first - p).sum() / np.sqrt((p * (1 - p)).sum())) < 4
 
 
+def test_a_small_batch_may_have_no_sequence_of_a_kind():
+    """Of 4 sequences none is of records in a sixth of the batches."""
+    mixture = Mixture(records=0.35, label_documents=0.1)
+    for seed in range(40):
+        assert corpus.batch(CHAIN, mixture, sequences=4, length=33, rng=rng(seed)).shape == (4, 33)
+
+
 def test_a_key_keeps_its_value_within_a_sequence_only():
     tokens = corpus.key_value_records(sequences=50, length=49, rng=rng())
     meanings = []

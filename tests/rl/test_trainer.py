@@ -1,5 +1,9 @@
 """Rollouts that share the prompt, stacked policies, and the trainer."""
 
+import copy
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,7 @@ from replicate.models.fresh import tiny_olmo2
 from replicate.models.logits import log_policy
 from replicate.models.precision import full_precision
 from replicate.rl.grpo import group_advantages
-from replicate.rl.policies import SinglePolicy, StackedPolicy
+from replicate.rl.policies import SinglePolicy, StackedPolicy, side_by_side, train_padding_row
 from replicate.rl.prompts import exact_match
 from replicate.rl.rollout import log_probs_of, sample
 from replicate.rl.tasks.label_copying import label_copying
@@ -244,3 +248,102 @@ def test_held_out_prompts_may_not_be_in_the_pool():
 def test_bad_settings_are_named(options, culprit):
     with pytest.raises(ValueError, match=culprit):
         GRPO(**options)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_bfloat16_passes_are_those_of_the_model_in_bfloat16_and_its_weights_stay_in_float32(stacked, horizon):
+    """Log-probabilities in float32 of logits in bfloat16, and the gradient within bfloat16's digits."""
+    plain = olmo2_eager()
+    train_padding_row(plain)
+    policy = StackedPolicy(olmo2_eager(), 2, dtype=torch.bfloat16) if stacked else _single_bfloat16()
+    tokens, uniforms = drawn(lanes=policy.lanes, horizon=horizon)
+    found = sample(policy, tokens, uniforms, vocab=VOCAB)
+    assert found.logp.dtype == torch.float32
+    half = copy.deepcopy(plain).bfloat16()
+    expected = plain_log_probs(half, tokens, found.tokens)
+    wrong = plain_log_probs(plain, tokens, found.tokens)
+    if horizon == 1:
+        assert torch.allclose(found.logp, expected, atol=1e-6)
+        assert not torch.allclose(found.logp, wrong, atol=1e-4)
+    else:  # the passes are cut otherwise, so roundings differ: as many, not more
+        assert (found.logp - wrong).norm() < 2 * (expected - wrong).norm()
+    weights = torch.randn(found.logp.shape, generator=torch.Generator().manual_seed(1))
+    found_gradient = torch.autograd.grad((found.logp * weights).sum(), policy.parameters())
+    assert {g.dtype for g in found_gradient} == {p.dtype for p in policy.parameters()} == {torch.float32}
+    exact = torch.autograd.grad(
+        (plain_log_probs(plain, tokens, found.tokens) * weights).sum(), list(plain.parameters())
+    )
+    one, two = (torch.cat([g.flatten() for g in found_gradient]), torch.cat([g.flatten() for g in exact]))
+    one = one.view(policy.lanes, -1).sum(0) if stacked else one
+    assert (one - two).norm() < 0.03 * two.norm()
+
+
+def olmo2_eager():
+    model = olmo2()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def _single_bfloat16():
+    return SinglePolicy(olmo2_eager(), dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_small_updates_of_a_bfloat16_policy_add_up(stacked):
+    """A hundred steps of a thousandth of bfloat16's spacing: in bfloat16 weights not one of them would be seen."""
+    policy = StackedPolicy(olmo2_eager(), 2, dtype=torch.bfloat16) if stacked else _single_bfloat16()
+    tokens, _ = drawn(lanes=policy.lanes)
+    before = policy.logits(tokens, keep=1).detach()
+    with torch.no_grad():
+        for weight in policy.parameters():
+            for _ in range(100):
+                weight.mul_(1 - 1e-4)
+    after = policy.logits(tokens, keep=1).detach()
+    assert not torch.equal(after, before)
+    assert torch.tensor(1.0).bfloat16() * (1 - 1e-4) == 1
+
+
+def test_the_fused_optimiser_is_seen_by_the_copies():
+    """They are made anew after each step of the trainer's own optimiser, and only then."""
+    policy = _single_bfloat16()
+    tokens, uniforms = drawn(lanes=1)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        policy.logits(tokens, keep=1)
+    first = policy.weights()
+    logp = sample(policy, tokens, uniforms, vocab=VOCAB).logp
+    again = policy.weights()
+    assert all(first[name] is again[name] for name in first)
+    logp.sum().backward()
+    optimizer.step()
+    now = dict(policy.model.named_parameters())
+    assert all(torch.equal(copy, now[name].bfloat16()) for name, copy in policy.weights().items())
+
+
+def test_a_bfloat16_policy_goes_when_it_is_dropped():
+    """And its weights with it, at once: a large one would not fit beside the next."""
+    gc.disable()
+    try:
+        policy = _single_bfloat16()
+        tokens, uniforms = drawn(lanes=1)
+        sample(policy, tokens, uniforms, vocab=VOCAB).logp.sum().backward()
+        weight = weakref.ref(policy.parameters()[0])
+        del policy
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+def test_a_float32_policy_reads_its_parameters_themselves():
+    assert SinglePolicy(olmo2()).weights() is None
+    policy = StackedPolicy(olmo2_eager(), 2)
+    assert all(w.untyped_storage().data_ptr() == policy.flat.untyped_storage().data_ptr()
+               for w in policy.weights().values())  # fmt: skip
+
+
+def test_completions_side_by_side_see_the_prompt_and_themselves():
+    """Two completions of two tokens behind a prompt of one, by hand."""
+    behind = side_by_side(1, 2, 2)
+    assert behind.positions.tolist() == [1, 1, 2, 2]
+    assert behind.sees.int().tolist() == [[1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 1, 0, 1]]

@@ -99,7 +99,7 @@ def key_value_records(
     out[..., 1] = _ID["="]
     out[..., 2] = np.take_along_axis(values, pick, axis=1) + _ID[VALUES[0]]
     out[..., 3] = _ID[";"]
-    return out.reshape(sequences, -1)[:, :length]
+    return out.reshape(sequences, 4 * count)[:, :length]
 
 
 def label_documents(

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from transformers import Olmo2ForCausalLM
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
+from replicate.models.compilation import compiled
 from replicate.models.hooks import FINAL, layer_number
 from replicate.models.precision import precision_of
 
@@ -111,13 +112,14 @@ def forward(model: Olmo2ForCausalLM, tokens: Int[Tensor, "P T"], *, start: int =
     if not 1 <= read <= length:
         raise ValueError(f"read: expected 1 to {length} positions, got {read}")
     h = state = decoder.embed_tokens(tokens)
-    turn, tapes = _turn(model, h), []
+    turn, tapes, run = _turn(model, h), [], compiled(_forward, model)
     for number, block in enumerate(decoder.layers, start=1):
         # The head reads the last block's output at the last positions only; its state is asked for at all of them.
-        h, tape = _forward(block, h, turn, read if number == depth != start else length)
+        kept = 0 <= start < number
+        h, tape = run(block, h, turn, read if number == depth != start else length, kept)
         if number == start:
             state = h
-        elif 0 <= start < number:
+        elif kept:
             tapes.append(tape)
     final, norm = _norm(h[:, -read:], decoder.norm)
     state = final if start == FINAL else state
@@ -135,11 +137,11 @@ def pull_back(
     """
     if tape.start == FINAL:
         return
-    layers = tape.model.model.layers
+    layers, run = tape.model.model.layers, compiled(_adjoint, tape.model)
     back = _norm_adjoint(costates.transpose(0, 1), tape.norm)  # [P, S, R, d]
     yield len(layers), back.transpose(0, 1)
     for number in range(len(layers), tape.start, -1):
-        back = _adjoint(layers[number - 1], tape.blocks[number - 1 - tape.start], back, tape.turn)
+        back = run(layers[number - 1], tape.blocks[number - 1 - tape.start], back, tape.turn)
         yield number - 1, back.transpose(0, 1)
 
 
@@ -149,7 +151,10 @@ def padded(costates: Float[Tensor, "*S P positions d"], length: int) -> Float[Te
     return F.pad(costates, (0, 0, missing, 0)) if missing else costates
 
 
-def _forward(block: nn.Module, h: Tensor, turn: tuple[Tensor, Tensor], read: int) -> tuple[Tensor, BlockTape]:
+def _forward(
+    block: nn.Module, h: Tensor, turn: tuple[Tensor, Tensor], read: int, kept: bool
+) -> tuple[Tensor, BlockTape | None]:
+    """The block's output, and its tape if that is ``kept``."""
     attention, mlp = block.self_attn, block.mlp
     top, scale = h[:, -read:], attention.scaling
     q, norm_q = _norm(attention.q_proj(top), attention.q_norm)
@@ -166,7 +171,8 @@ def _forward(block: nn.Module, h: Tensor, turn: tuple[Tensor, Tensor], read: int
     gate, up = mlp.gate_proj(u), mlp.up_proj(u)
     silu = F.silu(gate)
     m, norm_m = _norm(mlp.down_proj(silu * up), block.post_feedforward_layernorm)
-    return m.add_(u), BlockTape(q, k, v, alpha, norm_q, norm_k, norm_a, norm_m, gate, silu, up)
+    tape = BlockTape(q, k, v, alpha, norm_q, norm_k, norm_a, norm_m, gate, silu, up) if kept else None
+    return m.add_(u), tape
 
 
 def _adjoint(block: nn.Module, tape: BlockTape, back: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

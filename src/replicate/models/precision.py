@@ -11,8 +11,12 @@ Jacobian and drops the derivative of the scores.
 rotation and after key heads are repeated for their queries.
 
 They act on the calls themselves, so they work for every architecture that is written in plain torch functions.
+
+And what half precision means where weights are trained: :func:`trained_dtype` and :class:`Casts`.
 """
 
+import weakref
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -66,6 +70,46 @@ class attention_operands(TorchFunctionMode):
 def precision_of(model: nn.Module) -> AbstractContextManager:
     """:class:`full_precision` around a float64 model, nothing (and no cost) around another."""
     return full_precision() if next(model.parameters()).dtype == torch.float64 else nullcontext()
+
+
+def trained_dtype(dtype: torch.dtype) -> torch.dtype:
+    """How weights that are trained are kept if a model computes in ``dtype``: in float32 at least.
+
+    An update of RL moves a weight by a millionth of itself; bfloat16 has three digits and would forget it.
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Casts:
+    """Copies of ``weights`` in ``dtype``, as passes of a model read them, with the graph that leads back to them.
+
+    They are made once for all passes between two updates: anew when a weight has changed in place, or has been given a
+    gradient, since fused optimisers move weights without counting it. Gradients come back in the weights' precision.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], dtype: torch.dtype) -> None:
+        self.weights, self.dtype = list(weights), dtype
+        self._made: list[Tensor] = []
+        self._of: list[int] = []
+        me = weakref.ref(
+            self
+        )  # a weight that held this object, which holds it, would outlive the last to use it
+        for weight in self.weights:
+            if weight.requires_grad and weight.dtype != dtype:
+                weight.register_post_accumulate_grad_hook(lambda _: (casts := me()) and casts._drop())
+
+    def __call__(self) -> list[Tensor]:
+        """The copies; they carry the graph also where they are asked for without gradients, to serve both."""
+        versions = [weight._version for weight in self.weights]
+        if versions != self._of:
+            self._drop()  # before the new ones are there: two sets of them would be a waste of memory
+            with torch.enable_grad():
+                self._made = [weight.to(self.dtype) for weight in self.weights]
+            self._of = versions
+        return self._made
+
+    def _drop(self) -> None:
+        self._made, self._of = [], []
 
 
 def _asks_float32(func, args, kwargs) -> bool:

@@ -3,8 +3,10 @@
 All randomness is exogenous (Def. 1): a rollout is a function of the weights and of uniform numbers that are drawn
 outside and passed in. A token is the inverse of the policy's cumulated probabilities at its uniform number.
 
-On the policy's own samples the pass that samples is also the pass that is differentiated: log-probabilities of the
-sampled tokens come with their graph, and no second forward pass is needed.
+On the policy's own samples the pass over the prompts, from which the first tokens are drawn, is also the one that is
+differentiated. Further tokens are drawn one by one without a graph, and then scored together: one pass over all of them
+has a graph that is small beside that of as many passes over single tokens. All completions of a prompt stand side by
+side behind it (:func:`~replicate.rl.policies.side_by_side`), so that its keys and values are never copied.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replicate.models.logits import entropy, log_policy
-from replicate.rl.policies import Cache, Policy, repeat_cache
+from replicate.rl.policies import Behind, Cache, Policy, side_by_side
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def sample(
 ) -> Rollout:
     """Draws one completion of T tokens for each uniform row; ``vocab`` tokens are in use.
 
-    One pass over the prompts serves the whole group, then T - 1 steps over one new token each.
+    One pass over the prompts serves the whole group; then come T - 1 steps over one new token of each completion, and
+    one pass that scores them all.
     """
     group, horizon = uniforms.shape[2:]
     if group < 1 or horizon < 1:
@@ -47,16 +50,16 @@ def sample(
             f"uniforms: expected a group and a horizon of at least 1, got {list(uniforms.shape)}"
         )
     cache: Cache | None = [] if horizon > 1 else None
-    log_probs = _next(policy, prompts, cache, vocab)[:, :, None]  # the group's first tokens share it
-    steps = []
-    for t in range(horizon):
-        steps.append(_draw(log_probs, uniforms[..., t]))
-        if t + 1 < horizon:
-            if t == 0:
-                cache = repeat_cache(cache, group)
-            newest = steps[-1].tokens.flatten(1, 2)
-            log_probs = _next(policy, newest, cache, vocab).unflatten(1, (-1, group))
-    return Rollout(*(torch.cat([getattr(s, f) for s in steps], -1) for f in ("tokens", "logp", "entropy")))
+    log_probs = _first(policy, prompts, cache, vocab)
+    steps = [_draw(log_probs, uniforms[..., 0])]
+    if horizon == 1:
+        return steps[0]
+    steps += _continued(policy, steps[0], cache, uniforms[..., 1:], prompts.shape[2], vocab)
+    tokens, spread = (
+        torch.cat([getattr(step, name) for step in steps], -1) for name in ("tokens", "entropy")
+    )
+    rest = _scored(policy, tokens, cache, prompts.shape[2], vocab)
+    return Rollout(tokens, torch.cat([steps[0].logp, rest], -1), spread)
 
 
 def log_probs_of(
@@ -69,20 +72,44 @@ def log_probs_of(
     """log pi(o_t | q, o_<t) of given completions: one pass over the prompts, one over the completions."""
     group, horizon = tokens.shape[2:]
     cache: Cache | None = [] if horizon > 1 else None
-    first = _next(policy, prompts, cache, vocab)[:, :, None].expand(-1, -1, group, -1)
-    logp = first.gather(-1, tokens[..., :1])
+    first = _first(policy, prompts, cache, vocab).expand(-1, -1, group, -1).gather(-1, tokens[..., :1])
     if horizon == 1:
-        return logp
-    rest = policy.logits(tokens[..., :-1].flatten(1, 2), keep=horizon - 1, cache=repeat_cache(cache, group))
-    rest = log_policy(rest, vocab=vocab).unflatten(1, (-1, group))
-    return torch.cat([logp, rest.gather(-1, tokens[..., 1:, None]).squeeze(-1)], dim=-1)
+        return first
+    return torch.cat([first, _scored(policy, tokens, cache, prompts.shape[2], vocab)], dim=-1)
 
 
-def _next(policy: Policy, tokens, cache, vocab) -> Float[Tensor, "lanes rows vocab"]:
-    if tokens.ndim == 2:
-        tokens = tokens[..., None]
-    logits = policy.logits(tokens, keep=1, cache=cache)[:, :, -1]
-    return log_policy(logits, vocab=vocab)
+def _first(policy: Policy, prompts, cache, vocab) -> Float[Tensor, "lanes prompts 1 vocab"]:
+    """The distribution of the first token, which a prompt's whole group shares."""
+    return log_policy(policy.logits(prompts, keep=1, cache=cache)[:, :, -1], vocab=vocab)[:, :, None]
+
+
+@torch.no_grad()
+def _continued(
+    policy: Policy, newest: Rollout, cache: Cache, uniforms, length: int, vocab: int
+) -> list[Rollout]:
+    """The draws after the first; ``cache``, which holds the prompts, stays as it is."""
+    group, more = uniforms.shape[2:]
+    all_steps, grown = side_by_side(length, group, more, device=uniforms.device), list(cache)
+    drawn = []
+    for t in range(more):
+        now = slice(t * group, (t + 1) * group)
+        behind = Behind(all_steps.positions[now], all_steps.sees[now, : length + (t + 1) * group])
+        logits = policy.logits(newest.tokens[..., 0], keep=group, cache=grown, behind=behind)
+        newest = _draw(log_policy(logits, vocab=vocab), uniforms[..., t])
+        drawn.append(newest)
+    return drawn
+
+
+def _scored(
+    policy: Policy, tokens: Int[Tensor, "lanes prompts group T"], cache: Cache, length: int, vocab: int
+) -> Float[Tensor, "lanes prompts group T-1"]:
+    """log pi of all tokens but the first, in one pass behind the prompts that ``cache`` holds."""
+    group, horizon = tokens.shape[2:]
+    given = tokens[..., :-1].transpose(2, 3).flatten(2)
+    behind = side_by_side(length, group, horizon - 1, device=tokens.device)
+    logits = policy.logits(given, keep=given.shape[2], cache=list(cache), behind=behind)
+    log_probs = log_policy(logits, vocab=vocab).unflatten(2, (horizon - 1, group))
+    return log_probs.gather(-1, tokens[..., 1:].transpose(2, 3)[..., None])[..., 0].transpose(2, 3)
 
 
 def _draw(

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from replicate.impact import forecast
 from replicate.ladder.checkpoints import Checkpoint
+from replicate.models.precision import trained_dtype
 from replicate.rl import tasks
 from replicate.rl.policies import SinglePolicy
 from replicate.runs import prompts
@@ -38,7 +39,9 @@ def run(settings: Settings, checkpoint: Checkpoint, seeds: Sequence[int]) -> dic
 
 def _forecast(settings: Settings, checkpoint: Checkpoint, seed: int) -> dict[str, Any]:
     device, task = settings.machine.device, tasks.get(settings.task.task)
-    how = {"dtype": getattr(torch, settings.machine.dtype), "device": device, "attention": "eager"}
+    # The steps of the optimiser, and what they change, are too small for half precision.
+    dtype = trained_dtype(getattr(torch, settings.machine.dtype))
+    how = {"dtype": dtype, "device": device, "attention": "eager"}
     model = checkpoint.model(**how)
     reference = SinglePolicy(checkpoint.model(**how)) if settings.grpo.kl_coef else None
     measured = prompts.measured(settings.task, checkpoint, device)

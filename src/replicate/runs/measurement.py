@@ -10,6 +10,7 @@ from replicate.impact.forecast import gradient_norm_squared
 from replicate.impact.measured import components_by_advantage
 from replicate.impact.samples import Noise, PolicyName
 from replicate.ladder.checkpoints import Checkpoint
+from replicate.models.compilation import compile_blocks
 from replicate.rl.prompts import Prompts, evaluate
 from replicate.runs import prompts
 from replicate.settings.machine import Machine
@@ -36,6 +37,8 @@ def run(settings: Settings, checkpoint: Checkpoint, seeds: Sequence[int]) -> dic
 def _measure(settings: Settings, checkpoint: Checkpoint, seed: int) -> dict[str, Any]:
     machine = settings.machine
     model = checkpoint.model(dtype=getattr(torch, machine.dtype), device=machine.device)
+    if machine.compile:
+        compile_blocks(model)
     chosen = prompts.measured(settings.task, checkpoint, machine.device)
     found = evaluate(model, chosen)
     return {

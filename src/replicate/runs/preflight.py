@@ -84,16 +84,22 @@ def _writable(name: str, folder: str, keep: bool) -> Iterator[str]:
 
 
 def _device(params: ScaleParameters) -> Iterator[str]:
+    yield from _works("DEVICE", params.DEVICE, params.DTYPE)
+    if params.LADDER == "tiny":
+        yield from _works("TINY_DEVICE", params.TINY_DEVICE, params.TINY_DTYPE)
+
+
+def _works(name: str, device: str, dtype: str) -> Iterator[str]:
     import torch
 
     try:
-        probe = torch.ones(1, dtype=getattr(torch, params.DTYPE), device=params.DEVICE)
-        torch.Generator(device=params.DEVICE)
+        probe = torch.ones(1, dtype=getattr(torch, dtype), device=device)
+        torch.Generator(device=device)
         (probe + probe).item()  # a device such as meta holds no numbers
     # torch reports an unknown name, a missing driver and a missing kernel by whatever it has at hand.
     except Exception as error:
         reason = one_line(str(error).split("device type at")[0])[:90]
-        yield f"DEVICE: {shown(params.DEVICE)} with {params.DTYPE} does not work here ({reason}); use DEVICE=cpu"
+        yield f"{name}: {shown(device)} with {dtype} does not work here ({reason}); use {name}=cpu"
 
 
 def _ladder(params: ScaleParameters) -> Iterator[str]:

@@ -7,6 +7,8 @@ import torch
 from pydantic import BaseModel
 
 from replicate.ladder.checkpoints import Checkpoint
+from replicate.models.compilation import compile_blocks
+from replicate.models.precision import trained_dtype
 from replicate.rl import tasks, trainer
 from replicate.rl.policies import Policy, SinglePolicy, StackedPolicy
 from replicate.runs import prompts
@@ -65,12 +67,16 @@ def _train(settings: Settings, checkpoint: Checkpoint, seeds: list[int]) -> list
 
 def _policies(settings: Settings, checkpoint: Checkpoint, lanes: int) -> tuple[Policy, Policy]:
     """The policy that is trained and a frozen reference (the policy itself where the KL weighs nothing)."""
-    how = {"dtype": getattr(torch, settings.machine.dtype), "device": settings.machine.device}
+    dtype = getattr(torch, settings.machine.dtype)
+    how = {"dtype": trained_dtype(dtype), "device": settings.machine.device}
 
     def fresh() -> Policy:
         if settings.response.stack_seeds:
-            return StackedPolicy(checkpoint.model(**how, attention="eager"), lanes)
-        return SinglePolicy(checkpoint.model(**how))
+            return StackedPolicy(checkpoint.model(**how, attention="eager"), lanes, dtype=dtype)
+        model = checkpoint.model(**how)
+        if settings.machine.compile:
+            compile_blocks(model)
+        return SinglePolicy(model, dtype=dtype)
 
     policy = fresh()
     return policy, fresh() if settings.grpo.kl_coef else policy

@@ -1,11 +1,11 @@
-"""The tiny ladder: what decides the weights of its checkpoints."""
+"""The ladder that is trained here: what decides the weights of its checkpoints."""
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from replicate.settings.section import LABELS, MOST, SEED, Says, Section, Seed
+from replicate.settings.section import LABELS, MOST, SEED, Says, Section, Seed, Text
 
 
 class Mixture(Section):
@@ -35,9 +35,10 @@ class TinyLadder(Mixture):
     ``layers`` blocks of width ``hidden`` with ``heads`` heads; AdamW with a linear ``warmup`` (updates) to
     ``learning_rate`` and a constant rate from there. With a ``cooldown`` every checkpoint is the end of a branch of its
     own: so many updates more, in which the rate falls to zero. ``seed`` decides the first weights and the data.
+    ``device`` and ``dtype`` say what trains it: in bfloat16 passes read copies of weights that stay in float32.
     """
 
-    about: ClassVar[str] = "The tiny ladder: its corpus, its model, its training."
+    about: ClassVar[str] = "The tiny ladder: its corpus, its model, its training, and what trains it."
 
     seed: Seed = SEED
     steps: int = Field(300, ge=1, le=MOST)
@@ -50,6 +51,8 @@ class TinyLadder(Mixture):
     learning_rate: float = Field(6.0e-3, gt=0)
     warmup: int = Field(50, ge=1, le=MOST)
     cooldown: int = Field(0, ge=0, le=MOST)
+    device: Text = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def complaints(self, says: Says) -> Iterator[str]:
         """A number of steps without a last checkpoint, heads that cannot be rotated, and the mixture's."""
