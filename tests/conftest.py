@@ -17,6 +17,7 @@ import torch
 # isort: on
 import pytest
 
+from english import byte_level
 from replicate.ladder.pretrain import train
 from replicate.settings.tiny_ladder import TinyLadder
 
@@ -57,31 +58,8 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def bpe():
-    """A byte-level BPE of OLMo-2's kind over plain English: the blank belongs to the word that follows it.
-
-    It knows "silver" and "gold" only in pieces with a blank before them, and the word "ocean" not at all as one token.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    from replicate.rl.tasks.label_copying import LABELS, WORDS
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    words = [
-        word for word in (*LABELS, *WORDS, "label", "is", "answer") if word not in ("silver", "gold", "ocean")
-    ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1200,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|pad|>"],
-        show_progress=False,
-    )
-    core.train_from_iterator(
-        [" " + " ".join(words), "gold:gold", "=red", "label", " ; : = . The answer is"] * 20, trainer
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|pad|>")
+    """See :func:`english.byte_level`."""
+    return byte_level()
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])

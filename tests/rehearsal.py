@@ -43,7 +43,7 @@ def branch(step: int) -> str:
 
 
 def snapshot(step: int, tokenizer) -> dict[str, bytes]:
-    """The files of a model of 16 blocks that a step decides, with OLMo-2's configuration and a tokenizer of its kind."""
+    """The files of a model of 16 blocks that a step decides, of OLMo-2's architecture, with a tokenizer of its kind."""
     model = tiny_model(
         "olmo2",
         layers=16,
@@ -90,7 +90,7 @@ def replicate(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def main() -> None:
     """The whole of it, and its records into ``results/rehearsal``."""
-    from tokenizer_of_english import byte_level
+    from english import byte_level
 
     target = SUITE / "results" / "rehearsal"
     with tempfile.TemporaryDirectory() as folder, hub(byte_level()):

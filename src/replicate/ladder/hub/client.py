@@ -29,11 +29,15 @@ def patiently(request: Callable[[], T]) -> T:
 
 
 def _passes(error: BaseException) -> bool:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
+    if (status := status_of(error)) is not None:
         return status in (408, 429) or status >= 500
     # The client's transport raises errors of its own, not all of them OSErrors; its package changed its name.
     return isinstance(error, OSError | EOFError) or type(error).__module__.startswith(("httpx", "httpcore"))
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error of the client reports; None if there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def api() -> "HfApi":

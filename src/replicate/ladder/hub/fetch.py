@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from replicate.files import write_text
 from replicate.ladder.checkpoints import Checkpoint
-from replicate.ladder.hub.client import files, patiently
+from replicate.ladder.hub.client import files, patiently, status_of
 from replicate.ladder.hub.listing import said
 from replicate.ladder.hub.lock import WEIGHTS, File, Locked
 
@@ -86,9 +86,14 @@ class HubCheckpoint(Checkpoint):
 
     def _range(self, hub, file: File, *, start: int, end: int) -> bytes:
         how = {"revision": self.commit, "cache_type": "none"}  # else more is asked for than is wanted
-        block = hub.cat_file(f"{self.repo}/{file.name}", start=start, end=end, **how)
+        try:
+            block = hub.cat_file(f"{self.repo}/{file.name}", start=start, end=end, **how)
+        except Exception as error:
+            if status_of(error) != 416:  # no such range
+                raise
+            block = b""
         if not block:  # a file that ends before its size would be asked for for ever
-            raise ValueError(f"ends at byte {start} of {file.bytes}")
+            raise ValueError(f"it ends at byte {start}, the lock says {file.bytes}")
         return block
 
 
