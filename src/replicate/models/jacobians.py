@@ -74,8 +74,8 @@ def products(
     """
     dummy = torch.zeros_like(output, requires_grad=True)
     with torch.enable_grad():
-        (pulled,) = torch.autograd.grad(output, inputs, dummy, create_graph=True, materialize_grads=True)
-    if not pulled.requires_grad:  # there is no way from the inputs to the output
+        (pulled,) = torch.autograd.grad(output, inputs, dummy, create_graph=True, allow_unused=True)
+    if pulled is None:  # there is no way from the inputs to the output
         return (lambda w: w.new_zeros(len(w), output.shape[1])), (
             lambda u: u.new_zeros(len(u), inputs.shape[1])
         )
