@@ -36,16 +36,17 @@ def landmarks(ladder: Ladder, prompts: Prompts, steps: Sequence[int] = ()) -> li
     in that order. Raises ``ValueError`` for more steps than three and for one that the ladder does not have.
     """
     rungs = named(ladder, steps) if steps else list(ladder)
-    if len(rungs) <= 3:
-        return [
-            Landmark(stage, rung, model := open_model(rung), reward(model, prompts))
-            for stage, rung in zip(_STAGES_OF[len(rungs)], rungs, strict=True)
-        ]
-    rewards = [reward(open_model(rung, dtype=torch.float32), prompts) for rung in rungs]
+    rewards = [
+        evaluate(open_model(rung, dtype=torch.float32), prompts).correct.mean().item() for rung in rungs
+    ]
     half = (rewards[0] + rewards[-1]) / 2
-    middle = min(range(1, len(rungs) - 1), key=lambda i: abs(rewards[i] - half))
-    chosen = zip(STAGES, (0, middle, len(rungs) - 1), strict=True)
-    return [Landmark(stage, rungs[i], open_model(rungs[i]), rewards[i]) for stage, i in chosen]
+    middle = sorted(range(1, len(rungs) - 1), key=lambda i: abs(rewards[i] - half))[:1]
+    chosen = list(dict.fromkeys([0, *middle, len(rungs) - 1]))
+    stages = _STAGES_OF[len(chosen)]
+    return [
+        Landmark(stage, rungs[i], open_model(rungs[i]), rewards[i])
+        for stage, i in zip(stages, chosen, strict=True)
+    ]
 
 
 def named(ladder: Ladder, steps: Sequence[int]) -> list[Checkpoint]:
@@ -55,11 +56,6 @@ def named(ladder: Ladder, steps: Sequence[int]) -> list[Checkpoint]:
             f"RUNGS: expected at most 3 steps (before, climbing, after), got {list(steps)}; name fewer"
         )
     return [ladder.at(step) for step in steps]
-
-
-def reward(model: PreTrainedModel, prompts: Prompts) -> float:
-    """J of ``model``, the mean of pi(y | q) over ``prompts``."""
-    return evaluate(model, prompts).correct.mean().item()
 
 
 def focus(rungs: Sequence[Landmark]) -> Landmark:

@@ -31,9 +31,12 @@ def require(params: ScaleParameters, *, where: str, keep: bool = True) -> None:
 
 
 def require_folders(params: Any, *, where: str) -> None:
-    """The same for a notebook that needs nothing but folders, for its figures and verdicts and for a small ladder."""
-    names = ("RUN_DIR", "LADDER_DIR")
-    _raise(where, [line for name in names for line in _writable(name, getattr(params, name), keep=True)])
+    """The same for a notebook that needs nothing but folders, for its figures and verdicts and for a small ladder, or
+    another ladder's checkpoints instead."""
+    tiny = getattr(params, "LADDER", "tiny") == "tiny"
+    names = ("RUN_DIR", "LADDER_DIR") if tiny else ("RUN_DIR",)
+    complaints = [line for name in names for line in _writable(name, getattr(params, name), keep=True)]
+    _raise(where, complaints if tiny else [*complaints, *_rungs(params)])
 
 
 def require_notebooks(only: Sequence[str] = ()) -> None:
@@ -102,16 +105,32 @@ def _ladder(params: ScaleParameters) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield from _prompts(params, _tiny_checkpoint(Path(folder)), params.TINY_CONTEXT)
         return
+    ladder, complaint = _opened(params)
+    if ladder is None:
+        yield complaint
+        return
+    yield from _model(params, ladder)
+
+
+def _opened(params: Any) -> "tuple[Ladder | None, str]":
+    """The ladder that the parameters name, or None and why not."""
     from replicate.ladder import open_ladder, sources
 
     try:
-        ladder = open_ladder(paths.ladder(params.LADDER))
+        return open_ladder(paths.ladder(params.LADDER)), ""
     except (ValueError, OSError) as error:
-        source = sources.of(params.LADDER)
-        remedy = "" if source else "; give 'tiny' or a folder of snapshots"
-        yield f"LADDER: {error}{remedy}"
+        remedy = "" if sources.of(params.LADDER) else "; give 'tiny' or a folder of snapshots"
+        return None, f"LADDER: {error}{remedy}"
+
+
+def _rungs(params: Any) -> Iterator[str]:
+    ladder, complaint = _opened(params)
+    if ladder is None:
+        yield complaint
         return
-    yield from _model(params, ladder)
+    steps = [checkpoint.step for checkpoint in ladder]
+    if none := [step for step in params.RUNGS if step not in steps]:
+        yield f"RUNGS: expected steps of {shown(params.LADDER, 100)}, which has {shown(steps, 100)}, got {none}"
 
 
 def _model(params: ScaleParameters, ladder: "Ladder") -> Iterator[str]:
