@@ -11,10 +11,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from replicate.ladder import landmarks
 from replicate.ladder.checkpoints import Ladder
 from replicate.ladder.landmarks import Landmark
+from replicate.lm import costate
+from replicate.lm.shapes import shape_of
+from replicate.models import olmo2
 from replicate.report.verdicts import Verdict, number
 from replicate.rl.prompts import Prompts
 from replicate.runs import estimate, jobs
@@ -28,6 +34,7 @@ _PROMPTS, _FILLER = 48, 4
 
 _NAMES = {"before": "first rung", "climbing": "climbing rung", "after": "last rung"}
 _FAMILIES = {"olmo2": "an OLMo-2", "llama": "a Llama", "gpt2": "a GPT-2"}
+_COUNTS = {1: "one", 2: "two", 3: "three"}
 
 Value = float | Callable[[], float]
 
@@ -68,15 +75,72 @@ class Look:
         return self.plan.blocks(self.focus.model.config.num_hidden_layers)
 
     @property
+    def focus_name(self) -> str:
+        """What captions call the rung that is looked at most closely."""
+        return _NAMES[self.focus.stage]
+
+    @property
+    def asked(self) -> Prompts:
+        """As many of the prompts as the plan allows."""
+        return self.prompts.select(torch.arange(self.plan.prompts))
+
+    @property
     def family(self) -> str:
         """The models' architecture in words, with its article."""
         kind = self.focus.model.config.model_type
         return _FAMILIES.get(kind, f"a {kind}")
 
     @property
+    def make(self) -> str:
+        """The same without its article."""
+        return self.family.partition(" ")[2]
+
+    @property
     def count(self) -> str:
         """How many rungs, in words."""
-        return {1: "one rung", 2: "two rungs", 3: "three rungs"}[len(self.rungs)]
+        return self.counted(self.rungs)
+
+    def counted(self, rungs: Sequence, what: str = "rung") -> str:
+        """How many of ``what`` there are, in words."""
+        return f"{_COUNTS[len(rungs)]} {what}{'s' * (len(rungs) > 1)}"
+
+    def with_spread(self, rewards: Float[Tensor, " group"]) -> Float[Tensor, " group"]:
+        """``rewards``; but where another ladder's are all alike, and so send nothing back, every second one is called
+        right instead: what a costate is does not depend on which completions the rewards favour."""
+        if self.foreign and (rewards == rewards[0]).all():
+            print(
+                "All completions have one reward; for section 1 to 3 every second one is taken to be right."
+            )
+            return (torch.arange(len(rewards)) % 2).to(rewards.dtype)
+        return rewards
+
+    def influence(self, layers: Sequence[int]) -> Float[Tensor, "layers length layers length"]:
+        """|dh_k^{l'}/dh_t^l| on the first prompt, exact or, for a large model, from the plan's probes."""
+        model, tokens, probes = self.focus.model, self.prompts.tokens[0], self.plan.probes
+        if probes is None:
+            return costate.layer_influence(model, tokens, layers=layers)
+        generator = torch.Generator().manual_seed(self.run.params.SEED)
+        return costate.probed_influence(model, tokens, layers=layers, probes=probes, generator=generator)
+
+    @property
+    def rank_rtol(self) -> float:
+        """What counts as zero beside the largest singular value of a sublayer's Jacobian: a trained head that looks
+        away leaves values of 1e-11, and round-off is the width times 2e-16."""
+        return max(1e-13, 4 * self.focus.model.config.hidden_size * torch.finfo(torch.float64).eps)
+
+    @property
+    def held_back(self) -> str | None:
+        """Why a sublayer's Jacobian cannot have full rank, if its heads or key-value heads are too narrow."""
+        shape = shape_of(self.focus.model)
+        if shape.input_bound == shape.hidden:
+            return None
+        return f"keys, values and heads hold its rank to {shape.input_bound} of {shape.hidden}"
+
+    @property
+    def no_formulas(self) -> str | None:
+        """Why there are no two routes to a costate, if the backward pass is not written out for the model."""
+        written = olmo2.supports(self.focus.model)
+        return None if written else f"the backward pass is not written out for {self.family}"
 
     @property
     def not_learnt(self) -> str | None:
