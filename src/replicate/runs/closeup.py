@@ -191,7 +191,7 @@ class Look:
         source = source or self.ladder.kind
         stages = {rung.stage for rung in self.rungs}
         reasons = [f"the ladder has no {_NAMES[stage]}" for stage in needs if stage not in stages]
-        reasons += [reason for reason in unless if reason and self.foreign]
+        reasons = reasons or [reason for reason in unless if reason and self.foreign]
         if not reasons:
             value = float(value() if callable(value) else value)
             if math.isfinite(value) or not self.foreign:
