@@ -104,6 +104,11 @@ class Look:
         """How many of ``what`` there are, in words."""
         return f"{_COUNTS[len(rungs)]} {what}{'s' * (len(rungs) > 1)}"
 
+    def generator(self, shared: torch.Generator) -> torch.Generator:
+        """``shared``, the notebook's; for another ladder one of its own, so that how much is drawn for it does not
+        change what the fresh models are."""
+        return torch.Generator().manual_seed(self.run.params.SEED) if self.foreign else shared
+
     def with_spread(self, rewards: Float[Tensor, " group"]) -> Float[Tensor, " group"]:
         """``rewards``; but where another ladder's are all alike, and so send nothing back, every second one is called
         right instead: what a costate is does not depend on which completions the rewards favour."""

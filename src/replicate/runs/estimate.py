@@ -72,7 +72,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan(prompts=16, group=8, layers=4, probes=4),
         Plan(prompts=4, group=4, layers=2, probes=2),
     ),
-    "06": (Plan(prompts=8, group=32), Plan(prompts=2, group=4), Plan(prompts=1, group=2)),
+    "06": (Plan(prompts=8, group=32), Plan(prompts=2, group=8), Plan(prompts=1, group=2)),
     "07": (Plan(prompts=24), Plan(prompts=6, layers=2, length=5), Plan(prompts=3, layers=1, length=4)),
     "08": (Plan(prompts=4), Plan(prompts=2), Plan(prompts=1)),
 }
