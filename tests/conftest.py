@@ -7,8 +7,13 @@ import torch
 
 # isort: on
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from replicate.ladder import corpus
 from replicate.ladder.pretrain import train
+from replicate.models.fresh import tiny_model
+from replicate.rl.tasks.label_copying import LABELS, WORDS, prompt_text
 from replicate.settings.tiny_ladder import TinyLadder
 
 
@@ -44,3 +49,38 @@ def home(tmp_path, monkeypatch):
     """A scratch folder that all relative paths of parameters mean."""
     monkeypatch.setenv("REPLICATE_HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def byte_level():
+    """A byte-level BPE that has learnt the task's words, each of them one token with its blank, as GPT-2's has."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000, special_tokens=["<pad>", "<eos>"], initial_alphabet=letters, show_progress=False
+    )
+    lines = [f"{prompt_text(label, list(WORDS))} {label}" for label in LABELS]
+    core.train_from_iterator(lines, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def strangers():
+    """Makes a folder of snapshots ``checkpoint-STEP`` of fresh models of a family, other weights at every step.
+
+    ``words`` is the tokenizer (default: the corpus' words), ``padding`` the number of embedding rows behind its tokens.
+    """
+
+    def folder(root, family, *, steps=(0, 100, 200), words=None, padding=0, **shape):
+        words = words or corpus.tokenizer()
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            model = tiny_model(family, vocab=len(words) + padding, generator=generator, **shape)
+            where = root / f"checkpoint-{step}"
+            model.float().save_pretrained(where)
+            words.save_pretrained(where)
+        return root
+
+    return folder

@@ -163,7 +163,7 @@ def test_norms_of_matrices_that_are_not_formed_are_those_of_the_matrices(name, m
         return found.formed, [*numbers, token_path.worst_coin(found), *token_path.chain(found).values()]
 
     formed, dense = everything()
-    monkeypatch.setattr(paths, "_FORMED", 0)
+    monkeypatch.setattr(paths, "FORMED", 0)
     not_formed, wide = everything()
     assert (formed, not_formed) == (True, False)
     assert wide == pytest.approx(dense, rel=1e-6, abs=1e-12)

@@ -17,9 +17,8 @@ from replicate.lm.relaxed import soft_token
 from replicate.lm.spectra import operator_norm, operator_norm_of
 from replicate.models.jacobians import columns, products
 
-_FORMED = (
-    2**24
-)  # entries of the largest Jacobian that is formed; of a larger one only norms are taken, by its products
+FORMED = 2**24
+"""Entries of the largest Jacobian that is formed; of a larger one only norms are taken, by its products."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Paths:
     @property
     def formed(self) -> bool:
         """Whether the attention path's matrix is small enough to be formed."""
-        return self.new.shape[1] * self.leaves[0].shape[1] <= _FORMED
+        return self.new.shape[1] * self.leaves[0].shape[1] <= FORMED
 
     @cached_property
     def _jacobians(self) -> tuple[Tensor, Tensor]:

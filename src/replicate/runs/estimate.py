@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from replicate.ladder.checkpoints import Checkpoint
+from replicate.lm.paths import FORMED
 
 GIGA = 1e9
 _SPEED = 1e10  # floating-point operations a second
@@ -31,9 +32,10 @@ _COIN = 8192  # tokens among which the worst fair coin is sought
 
 @dataclass(frozen=True)
 class Size:
-    """What the estimates need to know of a model and its prompts."""
+    """What the estimates know of a model and its prompts; ``ends`` are the parameters of embeddings and head."""
 
     parameters: int
+    ends: int
     layers: int
     hidden: int
     inner: int
@@ -45,7 +47,7 @@ class Size:
     @property
     def block(self) -> float:
         """Parameters of one block."""
-        return (self.parameters - self.rows * self.hidden) / self.layers
+        return (self.parameters - self.ends) / self.layers
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,12 @@ def size_of(checkpoint: Checkpoint, *, vocab: int, length: int) -> Size:
     except Exception as error:
         raise ValueError(f"LADDER: {checkpoint.where} has no usable configuration ({error})") from error
     inner = next((n for n in (getattr(config, k, None) for k in ("intermediate_size", "n_inner")) if n), None)
+    ends = {
+        id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
     return Size(
         parameters=sum(p.numel() for p in model.parameters()),
+        ends=sum(p.numel() for p in ends.values()),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         inner=inner or 4 * config.hidden_size,
@@ -120,7 +126,7 @@ def memory(notebook: str, size: Size, plan: Plan, *, rungs: int) -> float:
         work = 8 * 8 * n**2 * d**2 + 8 * d * n * (6 * d + 4 * f)
     else:
         m, state = (2 * L + 1) * d, (2 * L * n + 1) * d
-        formed = 4 * 8 * min(m * state, 2**24) + m * n * 8 * L * 4 * d * (m * state <= 2**24)
+        formed = 4 * 8 * min(m * state, FORMED) + m * n * 8 * L * 4 * d * (m * state <= FORMED)
         policies = 24 * n * (2 * logits + 8 * 8 * V) if notebook == "06" else 0
         coin = 3 * 8 * min(V, _COIN) ** 2 if notebook == "06" else 0
         work = max(policies, 2 * 128 * tape + 3 * 8 * m * d + 6 * 8 * V * d + max(formed, coin))
@@ -143,7 +149,7 @@ def minutes(notebook: str, size: Size, plan: Plan, *, rungs: int) -> float:
         each = 6 * d * n * d**2 + 12 * n**2 * d**2 * (1 + d / size.heads)
         work = rungs * (ranks + 2 * plan.prompts * k * each)
     else:
-        formed = m * state <= 2**24
+        formed = m * state <= FORMED
         norm = m * 4 * size.block * L if formed else 40 * 3 * 4 * size.block * L
         factor = 0 if formed else d * 6 * size.block * L
         states = rungs * plan.prompts
