@@ -25,7 +25,7 @@ from replicate.lm.paths import FORMED
 
 GIGA = 1e9
 _SPEED = 1e10  # floating-point operations a second
-_MINUTES = 10.0  # a plan is taken if it needs no longer
+_MINUTES = 6.0  # a plan is taken if it needs no longer
 _PROCESS = 0.6e9  # Python with torch, transformers and the figures' libraries
 _COIN = 8192  # tokens among which the worst fair coin is sought
 
@@ -121,7 +121,7 @@ def memory(notebook: str, size: Size, plan: Plan, *, rungs: int) -> float:
         maps = plan.prompts * n * (tape + 3 * logits)
         cotangents = min(1024, n * d) if plan.probes is None else n * plan.probes
         matrices = 2 * 8 * (n * d) ** 2 if plan.probes is None else 0
-        work = max(group, maps, n * (tape + logits) + cotangents * n * 8 * (6 * d + 4 * f) + matrices)
+        work = max(group, maps, n * (tape + logits) + cotangents * n * 8 * (8 * d + 7 * f) + matrices)
     elif notebook == "07":
         work = 8 * 8 * n**2 * d**2 + 8 * d * n * (6 * d + 4 * f)
     else:
@@ -169,7 +169,7 @@ def limit(gigabytes: float) -> float:
 
 
 def plan_for(notebook: str, size: Size, *, rungs: int, gigabytes: float) -> Plan:
-    """The largest plan of ``notebook`` that stays below the memory, and below ten minutes where one does.
+    """The largest plan of ``notebook`` that stays below the memory, and below six minutes where one does.
 
     Raises ``ValueError`` with one line, the estimate and the remedy in it, where none fits into the memory.
     """
