@@ -70,7 +70,7 @@ def status(key):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) * 1024
 
 tokens = torch.randint(20, (10,), generator=g)
-for notebook, hidden in (("05", 128), ("06", 384), ("07", 384)):
+for notebook, hidden in (("05", 128), ("06", 320), ("07", 256)):
     work(notebook, tiny_model(hidden=16, vocab=20, generator=g), tokens)
     model = tiny_model(layers=3, hidden=hidden, heads=4, vocab=20, generator=g)
     open("/proc/self/clear_refs", "w").write("5")

@@ -121,15 +121,15 @@ def memory(notebook: str, size: Size, plan: Plan, *, rungs: int) -> float:
         maps = plan.prompts * n * (tape + 3 * logits)
         cotangents = min(1024, n * d) if plan.probes is None else n * plan.probes
         matrices = 2 * 8 * (n * d) ** 2 if plan.probes is None else 0
-        work = max(group, maps, n * (tape + logits) + cotangents * n * 8 * (8 * d + 7 * f) + matrices)
+        work = max(group, maps, n * (tape + logits) + cotangents * n * 8 * (12 * d + 10 * f) + matrices)
     elif notebook == "07":
         work = 8 * 8 * n**2 * d**2 + 8 * d * n * (6 * d + 4 * f)
     else:
         m, state = (2 * L + 1) * d, (2 * L * n + 1) * d
-        formed = 4 * 8 * min(m * state, FORMED) + m * n * 8 * L * 4 * d * (m * state <= FORMED)
+        formed = (m * state <= FORMED) * (4 * 8 * m * state + m * n * 8 * L * 4 * d)
         policies = 24 * n * (2 * logits + 8 * 8 * V) if notebook == "06" else 0
         coin = 3 * 8 * min(V, _COIN) ** 2 if notebook == "06" else 0
-        work = max(policies, 2 * 128 * tape + 3 * 8 * m * d + 6 * 8 * V * d + max(formed, coin))
+        work = max(policies, 3 * 128 * tape + 3 * 8 * m * d + 6 * 8 * V * d + max(formed, coin))
     return _PROCESS + (8 * rungs + 4) * size.parameters + work
 
 
