@@ -5,7 +5,7 @@ With N parameters, L blocks of width d with an inner width f, prompts of n token
     weights      8 N bytes a rung, and 4 N more while rewards are read in float32
     tape         8 L (24 d + 5 f) bytes a token: what a forward pass keeps for the backward pass
     05           the tape of a group of completions and their logits; for exact influences 1024 cotangents at a time and
-                 matrices [n d, n d]; with probes neither
+                 matrices [n d, n d]; with probes as many cotangents as positions x probes
     06, 08       tapes of 128 tangents at a time through one token, matrices [V, d] and [2 L d, d], Jacobians that are
                  formed (2^24 entries at most), pairs of at most 8192 tokens; 06 the policies at 24 n positions
     07           Jacobians of one sublayer at all pairs of positions, [n, n, d, d], eight times at its peak
