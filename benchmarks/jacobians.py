@@ -62,7 +62,7 @@ def _loop(out: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
 
 def fast_layers(model, tokens) -> list[torch.Tensor]:
     """The same in closed form."""
-    blocks = attention.anatomy(model, tokens)
+    blocks = list(attention.anatomy(model, tokens))
     return [attention.layer_jacobians(block).permute(0, 2, 1, 3) for block in blocks]
 
 

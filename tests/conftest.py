@@ -17,8 +17,10 @@ import torch
 # isort: on
 import pytest
 
-from english import byte_level
+from english import byte_level, whole_words
+from replicate.ladder import corpus
 from replicate.ladder.pretrain import train
+from replicate.models.fresh import tiny_model
 from replicate.settings.tiny_ladder import TinyLadder
 
 
@@ -65,12 +67,36 @@ def bpe():
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
 def strangers(request, bpe, tmp_path_factory):
     """A folder with two rungs of somebody else's model, float64, as a trainer saves them; more rows than tokens."""
-    from replicate.models.fresh import tiny_model
-
     folder = tmp_path_factory.mktemp(request.param)
     for step in (100, 200):
         generator = torch.Generator().manual_seed(step)
         model = tiny_model(request.param, vocab=len(bpe) + 10, gain=1 + step / 200, generator=generator)
         for target in (model, bpe):
             target.save_pretrained(folder / f"checkpoint-{step}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_bpe():
+    """See :func:`english.whole_words`."""
+    return whole_words()
+
+
+@pytest.fixture(scope="session")
+def snapshots_of():
+    """Makes a folder of snapshots ``checkpoint-STEP`` of fresh models of a family, other weights at every step.
+
+    ``words`` is the tokenizer (default: the corpus' words), ``padding`` the number of embedding rows behind its tokens.
+    """
+
+    def folder(root, family, *, steps=(0, 100, 200), words=None, padding=0, **shape):
+        words = words or corpus.tokenizer()
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            model = tiny_model(family, vocab=len(words) + padding, generator=generator, **shape)
+            where = root / f"checkpoint-{step}"
+            model.float().save_pretrained(where)
+            words.save_pretrained(where)
+        return root
+
     return folder

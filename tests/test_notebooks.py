@@ -4,6 +4,7 @@
 """
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -128,6 +129,29 @@ def faults(path):
             test(opened(path))
         except AssertionError:
             yield f"{path}: fails {test.__name__}"
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "steps"),
+    [("05", "llama", (0,)), ("07", "gpt2", (0, 50))],
+    ids=lambda value: str(value),
+)
+def test_a_ladder_of_another_make_is_looked_at_to_the_end(
+    tmp_path, snapshots_of, whole_bpe, name, family, steps
+):
+    """One rung and two, another architecture and tokenizer: what cannot be tested says so, nothing breaks."""
+    papermill = pytest.importorskip("papermill")
+    folder = snapshots_of(tmp_path / "own", family, steps=steps, words=whole_bpe, hidden=32, heads=4)
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(name))
+    values = {"LADDER": str(folder), "RUN_DIR": str(tmp_path / "run")}
+    papermill.execute_notebook(path, tmp_path / path.name, values, kernel_name="python3", progress_bar=False)
+    saved = json.loads((tmp_path / "run" / "verdicts" / f"{path.stem}.json").read_text())
+    kind = "local checkpoints (own)"
+    rows = [row for row in saved["rows"] if kind in row["source"]]
+    assert len(rows) > 5
+    assert not any("tiny OLMo-2" in row["source"] for row in saved["rows"])
+    assert any(row["verdict"] == "not testable here" for row in rows)
+    assert any(row["verdict"] == "reproduced" for row in rows)
 
 
 def test_every_question_is_asked_of_single_files_too():

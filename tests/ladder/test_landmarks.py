@@ -1,6 +1,7 @@
 """Landmarks: the first rung, the last, and the inner one whose J is nearest half-way, on any ladder."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,10 +74,45 @@ def test_models_are_ready_for_exact_statements(ladder, prompts):
         assert not mark.model.training
 
 
-@pytest.mark.parametrize("places", [[0], [0, 2]])
-def test_fewer_than_three_rungs_are_refused(planted, prompts, places):
-    with pytest.raises(ValueError, match=f"ladder: expected at least 3 checkpoints, got {len(places)}"):
-        landmarks.landmarks(planted(places), prompts)
+@pytest.mark.parametrize(
+    ("places", "stages", "focus"), [([1], ["after"], 0), ([0, 2], ["before", "after"], 1)]
+)
+def test_fewer_than_three_rungs_stand_for_the_last_and_the_first(planted, prompts, places, stages, focus):
+    found = landmarks.landmarks(planted(places), prompts)
+    assert [mark.stage for mark in found] == stages
+    assert [mark.checkpoint.step for mark in found] == list(range(len(places)))
+    assert landmarks.focus(found).checkpoint.step == focus
+
+
+@pytest.mark.parametrize("steps", [[3], [3, 1], [2, 0, 1]])
+def test_named_rungs_are_taken_in_their_order_whatever_their_j(planted, prompts, steps):
+    ladder = planted([0, 1, 2, 0])
+    found = landmarks.landmarks(ladder, prompts, steps)
+    assert [mark.checkpoint.step for mark in found] == steps
+    assert [mark.stage for mark in found] == {1: ["after"], 2: ["before", "after"], 3: [*landmarks.STAGES]}[
+        len(steps)
+    ]
+    exact = dict(zip(range(4), rewards(ladder, prompts), strict=True))
+    assert [mark.reward for mark in found] == pytest.approx([exact[step] for step in steps], rel=1e-4)
+    assert landmarks.focus(found).checkpoint.step == steps[len(steps) // 2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [([0, 1, 2, 3], "RUNGS: expected at most 3 steps"), ([0, 7], "has no step 7 .it has .0, 1, 2, 3")],
+)
+def test_rungs_that_are_not_there_are_refused(planted, prompts, steps, message):
+    with pytest.raises(ValueError, match=message):
+        landmarks.landmarks(planted([0, 1, 2, 0]), prompts, steps)
+
+
+def test_columns_of_prompts_are_read_off_their_tokens(ladder, prompts):
+    found = landmarks.columns(ladder, prompts)
+    fillers = [f"filler {i}" for i in (1, 2, 3, 4)]
+    assert found.names == ["label", "is", "y", ";", *fillers, "answer", ":"]
+    assert (found.label, found.filler) == (2, [4, 5, 6, 7])
+    elsewhere = replace(prompts, labels=prompts.labels + 1)
+    assert landmarks.columns(ladder, elsewhere).label is None
 
 
 def test_prompts_are_in_the_ladders_words_with_four_labels(ladder, prompts):

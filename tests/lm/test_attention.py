@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replicate.lm import attention, spectra
+from replicate.lm import attention, shapes, spectra
 from replicate.models.fresh import tiny_model
 
 EXACT = 1e-10
@@ -59,7 +59,7 @@ def test_whole_model_over_more_positions_than_a_chunk():
 
 def test_heads_project_to_the_sublayer_and_the_score_term_has_rank_one():
     model, tokens = fresh()
-    block = attention.anatomy(model, tokens)[1]
+    block = list(attention.anatomy(model, tokens))[1]
     heads = attention.head_jacobians(block)
     project = block.project.unflatten(1, (len(heads), -1))
     assert (
@@ -99,7 +99,7 @@ def test_jacobian_against_finite_differences():
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 2), (2, 2), (3, 2), (2, 4), (2, 8), (4, 6)])
 def test_ranks_meet_the_bounds_of_prop_3(layers, heads, head_dim):
     model, tokens = fresh(layers=layers, hidden=16, heads=heads, head_dim=head_dim)
-    shape = attention.shape_of(model)
+    shape = shapes.shape_of(model)
     assert shape.layer_bound == min(16, heads * head_dim)
     for block in attention.anatomy(model, tokens):
         found = spectra.numerical_rank(attention.earlier(attention.layer_jacobians(block)))
@@ -110,9 +110,9 @@ def test_ranks_meet_the_bounds_of_prop_3(layers, heads, head_dim):
 
 def test_shared_key_heads_bound_the_rank_from_the_input_side():
     model, tokens = fresh("llama, one key head", hidden=32, head_dim=4, heads=8, kv_heads=2)
-    shape = attention.shape_of(model)
+    shape = shapes.shape_of(model)
     assert (shape.layer_bound, shape.input_bound) == (32, 16)
-    block = attention.anatomy(model, tokens)[1]
+    block = list(attention.anatomy(model, tokens))[1]
     assert spectra.numerical_rank(attention.earlier(attention.layer_jacobians(block))).max() == 16
     value = spectra.numerical_rank(attention.earlier(attention.layer_jacobians(block, part="value")))
     assert value.max() == 8
@@ -120,7 +120,7 @@ def test_shared_key_heads_bound_the_rank_from_the_input_side():
 
 def test_value_path_of_olmo2_has_the_effective_rank_of_its_weights():
     model, tokens = fresh()
-    block = attention.anatomy(model, tokens)[0]
+    block = next(attention.anatomy(model, tokens))
     value = attention.head_jacobians(block, part="value")
     for t in (3, 5):
         stacked = value[:, t, :t].permute(0, 2, 1, 3).flatten(2)
@@ -132,7 +132,7 @@ def test_value_path_of_olmo2_has_the_effective_rank_of_its_weights():
 
 def test_bad_input_is_named():
     model, tokens = fresh()
-    block = attention.anatomy(model, tokens)[0]
+    block = next(attention.anatomy(model, tokens))
     with pytest.raises(ValueError, match="part: expected one of"):
         attention.layer_jacobians(block, part="values")
     for layer in (0, 3):

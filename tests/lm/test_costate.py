@@ -159,6 +159,29 @@ def test_influence_agrees_with_finite_differences():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_probed_influence_has_the_exact_zeros_and_the_exact_norms_in_the_mean(family):
+    """chi^2: with 2000 probes of 16 entries no norm is off by a tenth."""
+    model, prompt, _, _ = case(family)
+    exact = costate.layer_influence(model, prompt[0])
+    probed = costate.probed_influence(model, prompt[0], probes=2000, generator=seeded(1))
+    assert torch.equal(probed > 0, exact > 0)
+    torch.testing.assert_close(probed, exact, rtol=0.1, atol=1e-12)
+    few = costate.probed_influence(model, prompt[0], probes=1, generator=seeded(1))
+    assert torch.equal(few > 0, exact > 0)
+    assert (few - exact).abs().max() > 0.1 * exact.max()  # one probe is not the norm
+
+
+def test_influence_of_some_layers_is_that_part_of_all():
+    model, prompt, _, _ = case("olmo2")
+    whole, some = costate.layer_influence(model, prompt[0]), [0, 2, FINAL]
+    torch.testing.assert_close(
+        costate.layer_influence(model, prompt[0], layers=some), whole[some][:, :, some], rtol=EXACT, atol=0
+    )
+    probed = costate.probed_influence(model, prompt[0], layers=some, probes=3, generator=seeded(1))
+    assert torch.equal(probed > 0, (whole > 0)[some][:, :, some])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_credit_matrix_sums_to_the_costate_and_its_diagonal_is_what_15_keeps(family):
     model, prompt, tokens, weights = case(family)
     prompts = prompt.expand(len(tokens), -1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from replicate.lm import attention, pathways, spectra
+from replicate.lm import attention, pathways, shapes, spectra
 from replicate.models.fresh import tiny_model
 
 EXACT = 1e-10
@@ -40,7 +40,7 @@ def test_one_head_carries_as_many_directions_as_it_is_wide(head_dim):
     model, tokens = fresh(layers=2, hidden=12, heads=2, head_dim=head_dim)
     found = pathways.head_ranks(model, tokens)
     assert found.tolist() == [[head_dim] * 2] * 2
-    block = attention.anatomy(model, tokens)[1]
+    block = list(attention.anatomy(model, tokens))[1]
     both = attention.layer_jacobians(block)[-1, 0]
     assert spectra.numerical_rank(both) == 2 * head_dim  # the two heads together reach further
 
@@ -112,7 +112,7 @@ def test_effective_ranks_are_those_of_each_head_and_position():
     prompts = torch.randint(20, (2, 7), generator=torch.Generator().manual_seed(1))
     table = pathways.effective_ranks(model, prompts, last=2)
     assert len(table) == 2 * 2 * 2 * 2  # prompts, layers, heads, positions
-    block = attention.anatomy(model, prompts[1])[1]
+    block = list(attention.anatomy(model, prompts[1]))[1]
     full = attention.head_jacobians(block)[1, 6, :6]  # second layer, second head, last position
     row = table.query("prompt == 1 and layer == 2 and head == 1 and t == 6").iloc[0]
     stacked = torch.cat(list(full), 1)  # [d_head, 6 d]
@@ -147,7 +147,7 @@ def test_term_sizes_name_their_pair():
     model, _ = fresh(hidden=16, heads=2)
     prompts = torch.randint(20, (1, 6), generator=torch.Generator().manual_seed(1))
     row = pathways.term_sizes(model, prompts).query("layer == 2 and head == 1 and t == 4 and j == 2").iloc[0]
-    block = attention.anatomy(model, prompts[0])[1]
+    block = list(attention.anatomy(model, prompts[0]))[1]
     for part in attention.PARTS:
         expected = attention.head_jacobians(block, part=part)[1, 4, 2].norm()
         assert abs(row[part] - expected) < EXACT
@@ -163,3 +163,30 @@ def test_norm_epsilon_is_set_everywhere_or_refused():
         pathways.with_norm_epsilon(model, -1.0)
     with pytest.raises(ValueError, match="model: expected RMS norms with a variance_epsilon, got GPT2"):
         pathways.with_norm_epsilon(fresh("gpt2")[0], 0.1)
+
+
+@pytest.mark.parametrize(("family", "kv_heads"), [("olmo2", 2), ("llama", 1), ("gpt2", None)])
+def test_some_layers_and_only_their_attention_are_what_the_whole_has(family, kv_heads):
+    model, tokens = fresh(
+        family, layers=3, hidden=16, heads=2, **({"kv_heads": kv_heads} if kv_heads else {})
+    )
+    whole, part = pathways.ranks(model, tokens), pathways.sublayer_ranks(model, tokens)
+    assert part == {name: whole[name] for name in part}
+    torch.testing.assert_close(
+        pathways.head_ranks(model, tokens, layers=[1, 3]), pathways.head_ranks(model, tokens)[[0, 2]]
+    )
+    prompts = tokens.expand(2, -1)
+    for table in (pathways.effective_ranks, pathways.term_sizes):
+        everything, two = table(model, prompts), table(model, prompts, layers=[1, 3])
+        wanted = everything[everything["layer"] != 2].reset_index(drop=True)
+        np.testing.assert_allclose(two.to_numpy(float), wanted.to_numpy(float), rtol=1e-9)
+    value_only = pathways.effective_ranks(model, prompts).groupby(["layer", "head"])["value only"].first()
+    W_V = spectra.participation_ratio(shapes.value_weights(model))
+    np.testing.assert_allclose(value_only.to_numpy(), W_V.flatten().numpy(), rtol=1e-9)
+
+
+def test_a_model_without_known_value_weights_is_refused():
+    model, _ = fresh(layers=1)
+    del model.model.layers[0].self_attn.v_proj
+    with pytest.raises(ValueError, match="model: expected v_proj or c_attn in its attention"):
+        shapes.value_weights(model)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from replicate.lm import gap, recurrence, relaxed, spectra, token_path
+from replicate.lm import paths, recurrence, relaxed, spectra, token_path
 from replicate.models.fresh import tiny_model
 
 V, T = 5, 3
@@ -42,7 +42,7 @@ def test_the_two_paths_add_up(name, way, tau):
     ]
     found, whole = token_path.paths(F, s, **options), token_path.relaxed_jacobian(F, s, **options)
     assert (found.attention + found.token - whole).abs().max() < EXACT
-    no_rank_one = dataclasses.replace(found, soften=torch.diag(found.soft) / tau)
+    no_rank_one = dataclasses.replace(found, rank_one=0.0)
     assert (found.attention + no_rank_one.token - whole).abs().max() > 1e-3
     by_hand = torch.cat([torch.eye(found.kept, s.shape[1], dtype=torch.float64), found.attention])
     assert abs(found.attention_norm - float(torch.linalg.svdvals(by_hand)[0])) < 1e-9
@@ -116,7 +116,7 @@ def test_a_path_through_the_token_is_at_most_its_entropy_in_bits_times_the_worst
         torch.eye(V, dtype=torch.float64)[list(vw)].mean(0) for vw in itertools.combinations(range(V), 2)
     ]
     for p in [*policies, *pairs]:
-        token = dataclasses.replace(found, soft=p, soften=gap.softmax_jacobian(p, temperature=tau)).token
+        token = dataclasses.replace(found, soft=p).token
         bits = torch.special.entr(p).sum().item() / math.log(2)
         reached.append(spectra.operator_norm(token) / (bits * coin))
     assert max(reached) == pytest.approx(1.0, rel=EXACT)
@@ -145,6 +145,40 @@ def test_the_constant_of_21_gives_the_last_link_of_the_chain(tau):
     H = torch.special.entr(found.soft).sum()
     bound = token_path.constant(found) * float(H) / math.log(V)
     assert bound == pytest.approx(token_path.chain(found)["entropy"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "llama", "gpt2", "gru", "bigram"])
+def test_norms_of_matrices_that_are_not_formed_are_those_of_the_matrices(name, monkeypatch):
+    """The wide route: Lanczos on products with vectors, and columns, against dense singular values."""
+    F, s = fresh(name)
+    noise, names = (
+        relaxed.gumbel(3, V, generator=seeded(3)),
+        ("attention_norm", "attention_new_norm", "advance_norm", "token_norm"),
+    )
+
+    def everything():
+        found = token_path.paths(F, s, scale=1.3, tau=0.7)
+        pair = token_path.path_norms(F, s, scale=1.3, tau=0.7, noise=noise)
+        numbers = [getattr(found, name) for name in names] + [x for row in pair for x in row.tolist()]
+        return found.formed, [*numbers, token_path.worst_coin(found), *token_path.chain(found).values()]
+
+    formed, dense = everything()
+    monkeypatch.setattr(paths, "FORMED", 0)
+    not_formed, wide = everything()
+    assert (formed, not_formed) == (True, False)
+    assert wide == pytest.approx(dense, rel=1e-6, abs=1e-12)
+
+
+def test_the_worst_coin_among_the_likeliest_tokens():
+    found = token_path.paths(*fresh("olmo2"))
+    likely = found.soft.argsort(descending=True)[:3]
+    pairs = list(itertools.combinations(likely.tolist(), 2))
+    moved = (found.advance @ found.embed).T
+    by_hand = max(
+        float((moved[v] - moved[w]).norm() * (found.head[v] - found.head[w]).norm()) / 4 for v, w in pairs
+    )
+    assert token_path.worst_coin(found, among=3) == pytest.approx(by_hand, rel=1e-6)
+    assert token_path.worst_coin(found, among=V) == token_path.worst_coin(found)
 
 
 def test_paths_along_a_rollout_are_those_at_its_states():

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from replicate.rl.tasks.label_copying import LABELS
 from replicate.runs import parameter_files, params, preflight
-from replicate.runs.notebook import small_ladder, start
+from replicate.runs.closeup import ladder_of
+from replicate.runs.notebook import start
 from replicate.runs.parameter_files import schema_of
 from replicate.runs.params import SECTIONS, ScaleParameters
 from replicate.settings.grpo import GRPO
@@ -158,7 +159,7 @@ def test_the_small_ladder_is_trained_where_the_parameters_say(home, ladder, monk
         return ladder
 
     monkeypatch.setattr("replicate.ladder.pretrain.train", train)
-    assert small_ladder(schema_of("05_x")(SEED=3, LADDER_DIR="here")) is ladder
+    assert ladder_of(schema_of("05_x")(SEED=3, LADDER_DIR="here")) is ladder
     assert asked == [(3, home / "here")]
 
 

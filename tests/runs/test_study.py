@@ -68,7 +68,7 @@ def test_the_studys_own_file_has_eight_ladders_to_look_at_and_four_locked_ones()
     # Every parameter that there was is said, so that no default decides what the study is. The file stays as it was
     # registered: what has come since must, at its default, be what there was before.
     since = {Hub.flat_name(name) for name in Hub.model_fields}
-    since |= {"LABEL_WORDS", "TEMPLATE", "TINY_DEVICE", "TINY_DTYPE", "COMPILE"}
+    since |= {"LABEL_WORDS", "TEMPLATE", "TINY_DEVICE", "TINY_DTYPE", "COMPILE", "RUNGS", "MAX_MEMORY_GB"}
     for ladder in values["LADDERS"]:
         assert common | ladder.keys() - {"NAME", "ROLE"} == set(ScaleParameters.model_fields) - since
 

@@ -14,7 +14,7 @@ Queries, keys and values depend on their own position alone, and so does everyth
 positions together: exact, for any architecture, and at a fraction of the cost of differentiating every output.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class Anatomy:
     to the sublayer's input x at their own position, ``project`` [hidden, heads * head_dim] the output projection.
     ``below`` [length, hidden, hidden] is dx/dh of the block's input h; ``skip`` [length, hidden, hidden] the Jacobian
     of the block's output with respect to h at a fixed output of the attention sublayer, ``after`` [length, hidden,
-    hidden] with respect to that output.
+    hidden] with respect to that output (None, all three, where only the attention sublayer was asked for).
     """
 
     alpha: Float[Tensor, "heads length length"]
@@ -51,53 +51,26 @@ class Anatomy:
     dv: Float[Tensor, "heads length head_dim hidden"]
     scaling: float
     project: Float[Tensor, "hidden width"]
-    below: Float[Tensor, "length hidden hidden"]
-    skip: Float[Tensor, "length hidden hidden"]
-    after: Float[Tensor, "length hidden hidden"]
+    below: Float[Tensor, "length hidden hidden"] | None
+    skip: Float[Tensor, "length hidden hidden"] | None
+    after: Float[Tensor, "length hidden hidden"] | None
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What Prop. 3 counts: blocks, heads, key-value heads, their width and the model's width."""
+def anatomy(
+    model: nn.Module,
+    tokens: Int[Tensor, " length"],
+    *,
+    layers: Sequence[int] | None = None,
+    sublayer: bool = False,
+) -> Iterator[Anatomy]:
+    """Blocks of ``model`` as they run on ``tokens``, taken apart one after another. Needs eager attention.
 
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-
-    @property
-    def layer_bound(self) -> int:
-        """Rank bound of one sublayer's cross-position Jacobian, min(d_model, heads x d_head)."""
-        return min(self.hidden, self.heads * self.head_dim)
-
-    @property
-    def input_bound(self) -> int:
-        """What the input side allows besides: x_j enters through the keys and values of the key-value heads only,
-        and of the keys only one direction per query head."""
-        return min(
-            self.layer_bound, self.kv_heads * self.head_dim + min(self.heads, self.kv_heads * self.head_dim)
-        )
-
-    @property
-    def total_bound(self) -> int:
-        """Rank bound of the whole model's, min(d_model, layers x heads x d_head)."""
-        return min(self.hidden, self.layers * self.heads * self.head_dim)
-
-
-def shape_of(model: nn.Module) -> Shape:
-    """Reads a model's shape from its configuration and its attention modules."""
-    config = model.config
-    heads = config.num_attention_heads
-    size = getattr(_attention(model, 0), "head_dim", config.hidden_size // heads)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return Shape(config.num_hidden_layers, heads, kv_heads, size, config.hidden_size)
-
-
-def anatomy(model: nn.Module, tokens: Int[Tensor, " length"]) -> list[Anatomy]:
-    """Every block of ``model`` as it runs on ``tokens``, taken apart. Needs eager attention."""
+    ``layers`` (1 is the first; default: all) are those wanted; ``sublayer`` leaves out what a block does besides
+    attention, which is most of the work.
+    """
     require_eager(model, "attention weights and their derivatives")
-    return [_take_apart(model, layer, call) for layer, call in enumerate(_block_calls(model, tokens))]
+    calls = _block_calls(model, tokens)
+    return (_take_apart(model, k - 1, calls[k - 1], sublayer) for k in layers or range(1, len(calls) + 1))
 
 
 def head_jacobians(
@@ -217,8 +190,8 @@ def layer_jacobians_by_autograd(
         return layer_jacobians_by_autograd(model, tokens, layer=layer) - layer_jacobians_by_autograd(
             model, tokens, layer=layer, part="value"
         )
-    module = _attention(model, layer - 1)
-    x, others, named = _block_calls(model, tokens, module=_attention)[layer - 1]
+    module = attention_module(model, layer - 1)
+    x, others, named = _block_calls(model, tokens, module=attention_module)[layer - 1]
     with frozen(model), torch.enable_grad(), precision_of(model):
         leaf = x.clone().requires_grad_()
         if part == "value":
@@ -254,7 +227,8 @@ def _block(model: nn.Module, layer: int) -> nn.Module:
     return blocks(model)[layer]
 
 
-def _attention(model: nn.Module, layer: int) -> nn.Module:
+def attention_module(model: nn.Module, layer: int) -> nn.Module:
+    """The attention of block ``layer``, counted from 0; ``ValueError`` unless there is exactly one."""
     found = [m for m in blocks(model)[layer].children() if type(m).__name__.endswith("Attention")]
     if len(found) != 1:
         raise ValueError(f"model: expected one attention module in block {layer + 1}, found {len(found)}")
@@ -291,8 +265,8 @@ def _block_calls(model: nn.Module, tokens: Tensor, *, module=_block) -> list[tup
     return calls
 
 
-def _take_apart(model: nn.Module, layer: int, call: tuple[Tensor, tuple, dict]) -> Anatomy:
-    module = _attention(model, layer)
+def _take_apart(model: nn.Module, layer: int, call: tuple[Tensor, tuple, dict], sublayer: bool) -> Anatomy:
+    module = attention_module(model, layer)
     h = call[0].detach().clone().requires_grad_()
     with frozen(model), torch.enable_grad(), precision_of(model):
         with _cut_at_projection(module) as seen, attention_operands() as operands:
@@ -310,9 +284,9 @@ def _take_apart(model: nn.Module, layer: int, call: tuple[Tensor, tuple, dict]) 
             dv=dv,
             scaling=float(module.scaling),
             project=positionwise(mixed, cut)[0],
-            below=positionwise(x, h),
-            skip=positionwise(out, h),
-            after=positionwise(out, mixed),
+            below=None if sublayer else positionwise(x, h),
+            skip=None if sublayer else positionwise(out, h),
+            after=None if sublayer else positionwise(out, mixed),
         )
 
 

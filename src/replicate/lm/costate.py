@@ -97,20 +97,55 @@ def credit_matrix(
 
 
 def layer_influence(
-    model: nn.Module, tokens: Int[Tensor, " length"]
+    model: nn.Module, tokens: Int[Tensor, " length"], *, layers: Sequence[int] | None = None
 ) -> Float[Tensor, "layers length layers length"]:
-    """Frobenius norms of dh_k^{l'}/dh_t^l, indexed [l, t, l', k]: which state reaches which (A3), over all layers.
+    """Frobenius norms of dh_k^{l'}/dh_t^l, indexed [l, t, l', k]: which state reaches which (A3), over ``layers``.
 
     Zero wherever l' <= l and k != t (a layer's output feeds only higher layers) and wherever k < t (causality).
     """
+    hidden = _states(model, tokens, layers)
+    blocks = [
+        [_block_norms(rows(above.flatten(1), below), above.shape[2]) for above in hidden] for below in hidden
+    ]
+    return torch.stack([torch.stack(row, dim=1) for row in blocks])
+
+
+def probed_influence(
+    model: nn.Module,
+    tokens: Int[Tensor, " length"],
+    *,
+    layers: Sequence[int] | None = None,
+    probes: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "layers length layers length"]:
+    """:func:`layer_influence` from ``probes`` random cotangents in the place of all: |J|^2 = E |J^T v|^2, v ~ N(0, 1).
+
+    One backward pass serves all layers and positions below, so it is cheaper by a factor of the model's width / probes.
+    Zeros are exact; elsewhere the relative error is about sqrt(1 / (2 probes)), less where many directions count.
+    """
+    hidden = _states(model, tokens, layers)
+    length, found = len(tokens), []
+    for above in hidden:
+        v = torch.zeros(length, probes, *above.shape, dtype=above.dtype)
+        for k in range(length):
+            v[k, :, 0, k] = torch.randn(probes, above.shape[2], generator=generator, dtype=above.dtype)
+        basis = v.flatten(0, 1)
+        pulled = torch.autograd.grad(
+            above, hidden, basis, is_grads_batched=True, retain_graph=True, allow_unused=True
+        )
+        squares = [v.new_zeros(len(basis), length) if x is None else x[:, 0].square().sum(-1) for x in pulled]
+        found.append(
+            torch.stack(squares).unflatten(1, (length, probes)).mean(2).sqrt().transpose(1, 2)
+        )  # [l, t, k]
+    return torch.stack(found, dim=2)
+
+
+def _states(model: nn.Module, tokens: Int[Tensor, " length"], layers: Sequence[int] | None) -> list[Tensor]:
+    """Hidden states of the layers wanted, with their graph."""
     require_eager(model, "Jacobians by batched backward passes")
     with frozen(model), torch.enable_grad(), precision_of(model):
         hidden, _ = _read(model, tokens[None], torch.zeros(1, 1, dtype=torch.long), 1)
-        blocks = [
-            [_block_norms(rows(above.flatten(1), below), above.shape[2]) for above in hidden]
-            for below in hidden
-        ]
-    return torch.stack([torch.stack(row, dim=1) for row in blocks])
+    return [hidden[layer] for layer in layer_numbers(model, layers)]
 
 
 def _block_norms(full: Float[Tensor, "1 outs length hidden"], width: int) -> Float[Tensor, "length above"]:

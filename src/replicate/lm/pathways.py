@@ -7,7 +7,7 @@ whose spread makes a standard error.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replicate.lm import attention, spectra
+from replicate.lm.shapes import shape_of
 from replicate.lm.spectra import spectral_gap
 
 
@@ -69,11 +70,11 @@ def ranks(model: nn.Module, tokens: Int[Tensor, " length"], *, rtol: float = 1e-
 
     ``rank`` is the largest and ``least rank`` the smallest of da_t/dx_j over layers and pairs, ``total`` and ``least
     total`` those of dh_t^L/dh_j^0; ``bound`` = min(d, heads x d_head), ``input bound`` what the input side allows
-    (:class:`replicate.lm.attention.Shape`), ``total bound`` = min(d, layers x heads x d_head). ``gap`` and ``total
+    (:class:`replicate.lm.shapes.Shape`), ``total bound`` = min(d, layers x heads x d_head). ``gap`` and ``total
     gap`` are :func:`spectral_gap` at the bound; ``total at t`` the smallest rank of dh_t^L/dh_t^0, where the skip
     connection joins in.
     """
-    shape = attention.shape_of(model)
+    shape = shape_of(model)
     one = torch.cat(
         [attention.earlier(attention.layer_jacobians(b)) for b in attention.anatomy(model, tokens)]
     )
@@ -101,20 +102,43 @@ def ranks(model: nn.Module, tokens: Int[Tensor, " length"], *, rtol: float = 1e-
     }
 
 
+def sublayer_ranks(
+    model: nn.Module,
+    tokens: Int[Tensor, " length"],
+    *,
+    rtol: float = 1e-10,
+    layers: Sequence[int] | None = None,
+) -> dict[str, int]:
+    """The columns ``d_head``, ``d``, ``input bound``, ``rank`` and ``least rank`` of :func:`ranks` alone, of ``layers``
+    (1 is the first; default: all), which takes no other part of a block than its attention."""
+    shape, found = shape_of(model), []
+    for block in attention.anatomy(model, tokens, layers=layers, sublayer=True):
+        found.append(spectra.numerical_rank(attention.earlier(attention.layer_jacobians(block)), rtol=rtol))
+    each = torch.stack(found)
+    bounds = {"d_head": shape.head_dim, "d": shape.hidden, "input bound": shape.input_bound}
+    return bounds | {"rank": int(each.max()), "least rank": int(each.min())}
+
+
 def head_ranks(
-    model: nn.Module, tokens: Int[Tensor, " length"], *, rtol: float = 1e-10
+    model: nn.Module,
+    tokens: Int[Tensor, " length"],
+    *,
+    rtol: float = 1e-10,
+    layers: Sequence[int] | None = None,
 ) -> Int[Tensor, "layers heads"]:
     """Largest numerical rank, over j before the last position t, of what each head contributes to da_t/dx_j.
 
-    That is its share of the output projection times do_t/dx_j, a matrix [hidden, hidden] of rank d_head at most.
+    That is its share of the output projection times do_t/dx_j, a matrix [hidden, hidden] of rank d_head at most. Of
+    ``layers`` (1 is the first; default: all).
     """
     found = []
-    for block in attention.anatomy(model, tokens):
+    for block in attention.anatomy(model, tokens, layers=layers, sublayer=True):
         project = block.project.unflatten(1, (len(block.alpha), -1)).transpose(
             0, 1
         )  # [heads, hidden, d_head]
-        carried = project[:, None] @ attention.head_jacobians(block)[:, -1, :-1]  # [heads, j, hidden, hidden]
-        found.append(spectra.numerical_rank(carried, rtol=rtol).amax(1))
+        last = attention.head_jacobians(block)[:, -1, :-1]  # [heads, j, d_head, hidden]
+        each = [spectra.numerical_rank(p @ x, rtol=rtol).max() for p, x in zip(project, last, strict=True)]
+        found.append(torch.stack(each))
     return torch.stack(found)
 
 
@@ -128,7 +152,7 @@ def layer_terms(
     :func:`replicate.lm.attention.model_jacobians` and each has rank at most heads x d_head: the total bound of Prop. 3.
     For j = t the sum leaves out the way along the skip connections alone.
     """
-    length, hidden = len(tokens), attention.shape_of(model).hidden
+    length, hidden = len(tokens), shape_of(model).hidden
     at = torch.arange(length)
     so_far = torch.zeros(length, length, hidden, hidden, dtype=torch.float64)  # dh_t/dh_j^0, [t, j, out, in]
     so_far[at, at] = torch.eye(hidden, dtype=torch.float64)
@@ -164,14 +188,18 @@ def path_terms(
 
 
 def effective_ranks(
-    model: nn.Module, prompts: Int[Tensor, "prompts length"], *, last: int = 3
+    model: nn.Module,
+    prompts: Int[Tensor, "prompts length"],
+    *,
+    last: int = 3,
+    layers: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Breadth of attention and effective ranks of every head at the last ``last`` positions of every prompt.
 
     One row a prompt, layer (1 is the first), head and position t. ``breadth`` is that of alpha_t over j < t, ``reach``
     that of the squared norms of do_t/dx_j, both in positions; ``participation`` and ``entropy rank`` are effective
     ranks of do_t/dx_{<t} [d_head, t x d], ``value only`` the participation ratio of its value term. Raises
-    ``ValueError`` unless 1 <= last < length.
+    ``ValueError`` unless 1 <= last < length. ``layers`` (1 is the first; default: all) are those measured.
     """
     length = prompts.shape[1]
     if not 1 <= last < length:
@@ -179,25 +207,27 @@ def effective_ranks(
     tables = [
         _effective_ranks_at(block, full, value, t).assign(prompt=i, layer=layer, t=t)
         for i, tokens in enumerate(prompts)
-        for layer, block, full, value in _heads(model, tokens)
+        for layer, block, full, value in _heads(model, tokens, layers)
         for t in range(length - last, length)
     ]
     return pd.concat(tables, ignore_index=True)
 
 
-def term_sizes(model: nn.Module, prompts: Int[Tensor, "prompts length"]) -> pd.DataFrame:
+def term_sizes(
+    model: nn.Module, prompts: Int[Tensor, "prompts length"], *, layers: Sequence[int] | None = None
+) -> pd.DataFrame:
     """Frobenius norms of do_t/dx_j and of its two terms for every head and every pair j < t, beside the weight.
 
     One row a prompt, layer (1 is the first), head and pair: ``alpha``, ``full``, ``value``, ``score``; ``value factor``
     |dv_j/dx_j| and ``score factor`` |v_j - m| |q_t^T dk_j/dx_j| / sqrt(d_head), where m is the mean of the other values
     under the other weights, so that value = alpha x factor and score = alpha (1 - alpha) x factor; ``others``, the
     sum 1 - alpha of the other weights; and ``constant``, which bounds full / alpha over all pairs of a head in one
-    prompt by the largest norms of its states and weights.
+    prompt by the largest norms of its states and weights. ``layers`` as in :func:`effective_ranks`.
     """
     tables = [
         _term_sizes_of(block, full, value).assign(prompt=i, layer=layer)
         for i, tokens in enumerate(prompts)
-        for layer, block, full, value in _heads(model, tokens)
+        for layer, block, full, value in _heads(model, tokens, layers)
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -211,9 +241,13 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def _heads(model: nn.Module, tokens: Tensor) -> Iterator[tuple[int, attention.Anatomy, Tensor, Tensor]]:
+def _heads(
+    model: nn.Module, tokens: Tensor, layers: Sequence[int] | None
+) -> Iterator[tuple[int, attention.Anatomy, Tensor, Tensor]]:
     """Every layer's number, anatomy and Jacobians per head, full and value term."""
-    for layer, block in enumerate(attention.anatomy(model, tokens), start=1):
+    numbers = layers or range(1, shape_of(model).layers + 1)
+    parts = attention.anatomy(model, tokens, layers=layers, sublayer=True)
+    for layer, block in zip(numbers, parts, strict=True):
         yield (
             layer,
             block,

@@ -41,7 +41,8 @@ Scales = Float[Tensor, "settings T"]
 class Recurrence:
     """``advance`` is F, ``logits`` is W (over tokens in use), ``embeddings`` [vocab, dim] the rows e(o).
 
-    ``kept(n)`` says how many leading entries of a state of n entries the next state repeats unchanged (0: none).
+    ``kept(n)`` says how many leading entries of a state of n entries the next state repeats unchanged (0: none); the
+    head reads none of these.
     """
 
     advance: Callable[[Tensor, Tensor], Tensor]

@@ -11,8 +11,7 @@ from replicate.bisection import bisect
 from replicate.lm import enumeration, recurrence, relaxed
 from replicate.lm.recurrence import OneState, Recurrence, Scales
 from replicate.lm.relaxed import SoftReward, relaxed_costates, relaxed_rollout
-from replicate.lm.spectra import operator_norm
-from replicate.lm.token_path import chain, paths_along
+from replicate.lm.token_path import entropy_side, paths_along
 from replicate.models.logits import entropy
 
 
@@ -56,8 +55,8 @@ def both_sides(
     cut = relaxed_costates(recurrence, state, reward, cut=True, **options)
     steps = paths_along(recurrence, state, **options)
     attention = [step.attention_norm for step in steps]
-    token = [operator_norm(step.token) for step in steps]
-    with_entropy = [chain(step)["entropy"] for step in steps]
+    token = [step.token_norm for step in steps]
+    with_entropy = [entropy_side(step) for step in steps]
     with torch.no_grad():
         entropies = relaxed_rollout(recurrence, state, **options).entropy[0]
     gaps = [a - b for a, b in zip(cut, full, strict=True)]
@@ -151,7 +150,7 @@ def policy_entropy_side(
     horizon = noise.shape[1]
     steps = paths_along(model, state, horizon=horizon, tau=tau, noise=noise)
     token = [
-        chain(step)["entropy"] * float(policy / torch.special.entr(step.soft).sum())
+        entropy_side(step) * float(policy / torch.special.entr(step.soft).sum())
         for step, policy in zip(steps, sides.entropies, strict=False)
     ]
     return right_side(sides.attention_norms, token, sides.signal.tolist())

@@ -2,6 +2,8 @@
 
 One forward pass is shared by every row, and the rows of a chunk go through a single backward pass under ``vmap``.
 Samples of a batch do not mix in anything differentiated here, so one cotangent serves all of them.
+
+Where a matrix is too large to be formed, :func:`products` gives what it does to vectors, from either side.
 """
 
 from collections.abc import Callable
@@ -60,3 +62,49 @@ def jacobian(
     leaf = at.detach().requires_grad_()
     with torch.enable_grad():
         return rows(function(leaf), leaf, chunk=chunk)
+
+
+def products(
+    output: Float[Tensor, "1 out"], inputs: Float[Tensor, "1 features"]
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """w [k, features] -> J w [k, out] and u [k, out] -> J^T u [k, features] for J = d output / d inputs, never formed.
+
+    From a graph that is already there (and is kept). J^T u is linear in u, and its own transpose is J: both products
+    are batched backward passes, the first through the graph of the second.
+    """
+    dummy = torch.zeros_like(output, requires_grad=True)
+    with torch.enable_grad():
+        (pulled,) = torch.autograd.grad(output, inputs, dummy, create_graph=True, allow_unused=True)
+    if pulled is None:  # there is no way from the inputs to the output
+        return (lambda w: w.new_zeros(len(w), output.shape[1])), (
+            lambda u: u.new_zeros(len(u), inputs.shape[1])
+        )
+
+    def transposed(u: Tensor) -> Tensor:
+        return _batched(output, inputs, u)
+
+    def forward(w: Tensor) -> Tensor:
+        return _batched(pulled, dummy, w)
+
+    return forward, transposed
+
+
+def columns(
+    output: Float[Tensor, "1 out"], inputs: Float[Tensor, "1 features"], *, chunk: int = 128
+) -> Float[Tensor, "out features"]:
+    """d output / d inputs column by column, cheaper than row by row where there are fewer inputs than outputs."""
+    forward, _ = products(output, inputs)
+    basis = torch.eye(inputs.shape[1], dtype=output.dtype)
+    return torch.cat([forward(part) for part in basis.split(chunk)]).T
+
+
+def _batched(output: Tensor, inputs: Tensor, basis: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(
+        output,
+        inputs,
+        basis[:, None],
+        is_grads_batched=True,
+        retain_graph=True,
+        materialize_grads=True,
+    )
+    return found[:, 0]

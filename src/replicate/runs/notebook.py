@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from replicate.ladder.checkpoints import Ladder
 from replicate.report.figures import style
 from replicate.report.verdicts import Verdicts, cell_number
-from replicate.runs import jobs, paths, preflight, study_tables, tables
+from replicate.runs import closeup, jobs, paths, preflight, study_tables, tables
 from replicate.runs.parameter_files import schema_of
-from replicate.runs.params import ScaleParameters, ToyParameters
+from replicate.runs.params import LanguageParameters, ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -39,11 +40,17 @@ class NotebookRun:
     params: Any
     folder: Path
     verdicts: Verdicts
+    _look: closeup.Look | None = None
 
     @cached_property
     def ladder(self) -> Ladder:
         """The ladder that the parameters of a notebook from 09 on name (trained first if it is not there)."""
         return jobs.ladder(self.params)
+
+    def look(self, *, rng: "np.random.Generator") -> closeup.Look:
+        """The rungs that a notebook from 05 to 08 looks at: see :func:`replicate.runs.closeup.look`."""
+        self._look = closeup.look(self, rng=rng)
+        return self._look
 
     def tables(self) -> tables.Tables:
         """The records of this run as tables. Jobs without a record run first; failed ones are named."""
@@ -75,6 +82,8 @@ class NotebookRun:
 
         Raises :class:`~replicate.report.verdicts.ControlFailed` if a control passed what it should reject.
         """
+        if self._look and self._look.foreign:
+            self.verdicts.rows = closeup.forgive(self.verdicts.rows, self._look.ladder.kind)
         self.verdicts.save(self.folder / "verdicts")
         self.verdicts.require_controls()
         return self.verdicts
@@ -91,16 +100,11 @@ def start(notebook: str, namespace: Mapping[str, Any], *, source: str | None = N
     params = schema_of(notebook).parse(_plain_values(namespace), where=notebook)
     if isinstance(params, ScaleParameters):
         preflight.require(params, where=notebook)
-    elif isinstance(params, ToyParameters):
+    elif isinstance(params, ToyParameters | LanguageParameters):
         preflight.require_folders(params, where=notebook)
     style.use_style()
     verdicts = Verdicts(notebook, source, shift=(cell_number() or _START_CELL) - _START_CELL)
     return NotebookRun(notebook, params, paths.resolve(params.RUN_DIR), verdicts)
-
-
-def small_ladder(params: ToyParameters) -> Ladder:
-    """The small regime's tiny ladder, for notebooks 05 to 08: trained once, then reused by all that ask."""
-    return jobs.ladder(ScaleParameters(SEED=params.SEED, LADDER_DIR=params.LADDER_DIR), progress=False)
 
 
 def _plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,14 @@ from typing import Any
 import yaml
 
 from replicate.files import write_text
-from replicate.runs.params import SECTIONS, MapParameters, Parameters, ScaleParameters, ToyParameters
+from replicate.runs.params import (
+    SECTIONS,
+    LanguageParameters,
+    MapParameters,
+    Parameters,
+    ScaleParameters,
+    ToyParameters,
+)
 from replicate.runs.paths import notebook_files
 
 _CELL = "# The small regime. A run replaces these: papermill ... -f params/cpu.yaml"
@@ -22,7 +29,9 @@ def schema_of(notebook: str) -> type[Parameters]:
     number = int(notebook[:2])
     if number == 0:
         return MapParameters
-    return ToyParameters if number <= 8 else ScaleParameters
+    if number <= 4:
+        return ToyParameters
+    return LanguageParameters if number <= 8 else ScaleParameters
 
 
 def stale(suite: Path, *, write: bool = False) -> list[Path]:

@@ -95,10 +95,22 @@ ScaleParameters = _flat("ScaleParameters", _Whole)
 """Parameters of notebooks from 09 on and of every run. Every notebook's parameters are among them."""
 
 ToyParameters = _flat("ToyParameters", Parameters, only=("RUN_DIR", "LADDER_DIR", "SEED"))
-"""Parameters of notebooks 01 to 08."""
+"""Parameters of notebooks 01 to 04."""
+
+LanguageParameters = _flat(
+    "LanguageParameters",
+    Parameters,
+    only=("RUN_DIR", "LADDER", "LADDER_DIR", "RUNGS", "MAX_MEMORY_GB", "HUB_LOCK", "SEED"),
+)
+"""Parameters of notebooks 05 to 08, which look closely at a few rungs of one ladder."""
 
 MapParameters = _flat("MapParameters", Parameters, only=("RUN_DIR",), RUN_DIR="results/cpu")
 """Parameters of notebook 00: the folder of a run whose verdicts it shows."""
+
+
+def whole(params: Parameters) -> Any:
+    """The parameters of any notebook among the defaults of all others, as :data:`ScaleParameters`."""
+    return params if isinstance(params, ScaleParameters) else ScaleParameters(**params.model_dump())
 
 
 def _lists_read(values: Mapping[str, Any]) -> dict[str, Any]:

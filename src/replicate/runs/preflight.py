@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from replicate.checks import one_of
 from replicate.files import require_writable
 from replicate.runs import paths
-from replicate.runs.params import ScaleParameters, layer_complaint, located, one_line
+from replicate.runs.params import ScaleParameters, layer_complaint, located, one_line, whole
 from replicate.runs.strict_yaml import shown
 
 if TYPE_CHECKING:
@@ -30,9 +30,12 @@ def require(params: ScaleParameters, *, where: str, keep: bool = True) -> None:
 
 
 def require_folders(params: Any, *, where: str) -> None:
-    """The same for a notebook that needs nothing but folders, for its figures and verdicts and for a small ladder."""
-    names = ("RUN_DIR", "LADDER_DIR")
-    _raise(where, [line for name in names for line in _writable(name, getattr(params, name), keep=True)])
+    """The same for a notebook that needs nothing but folders, for its figures and verdicts and for a small ladder, or
+    another ladder's checkpoints instead."""
+    tiny = getattr(params, "LADDER", "tiny") == "tiny"
+    names = ("RUN_DIR", "LADDER_DIR") if tiny else ("RUN_DIR",)
+    complaints = [line for name in names for line in _writable(name, getattr(params, name), keep=True)]
+    _raise(where, complaints if tiny else [*complaints, *_rungs(params)])
 
 
 def require_notebooks(only: Sequence[str] = ()) -> None:
@@ -107,17 +110,34 @@ def _ladder(params: ScaleParameters) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield from _prompts(params, _tiny_checkpoint(Path(folder)), params.TINY_CONTEXT)
         return
+    ladder, complaint = _opened(params)
+    if ladder is None:
+        yield complaint
+        return
+    yield from _model(params, ladder)
+
+
+def _opened(params: Any) -> "tuple[Ladder | None, str]":
+    """The ladder that the parameters name, or None and why not."""
     from replicate.ladder import sources
     from replicate.runs import jobs
 
     try:
-        asked = jobs.request(params)
-        ladder = sources.of(asked.spec).open(asked)
+        asked = jobs.request(whole(params))
+        return sources.of(asked.spec).open(asked), ""
     except (ValueError, OSError) as error:
         remedy = "; give 'tiny' or a folder of snapshots" if sources.is_folder(params.LADDER) else ""
-        yield f"LADDER: {error}{remedy}"
+        return None, f"LADDER: {error}{remedy}"
+
+
+def _rungs(params: Any) -> Iterator[str]:
+    ladder, complaint = _opened(params)
+    if ladder is None:
+        yield complaint
         return
-    yield from _model(params, ladder)
+    steps = [checkpoint.step for checkpoint in ladder]
+    if none := [step for step in params.RUNGS if step not in steps]:
+        yield f"RUNGS: expected steps of {shown(params.LADDER, 100)}, which has {shown(steps, 100)}, got {none}"
 
 
 def _model(params: ScaleParameters, ladder: "Ladder") -> Iterator[str]:

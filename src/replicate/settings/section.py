@@ -21,14 +21,14 @@ Says = Callable[[str], str]
 
 
 def _distinct(least: int, most: int, values: list[int]) -> list[int]:
-    if len(set(values)) < len(values) or min(values) < least or max(values) > most:
+    if len(set(values)) < len(values) or not all(least <= value <= most for value in values):
         raise ValueError(f"expected distinct numbers from {least} to {most}")
     return values
 
 
-def distinct(least: int, most: int) -> Any:
-    """The type of a list of distinct integers between ``least`` and ``most``."""
-    limits = Field(min_length=1, max_length=1000), AfterValidator(partial(_distinct, least, most))
+def distinct(least: int, most: int, *, fewest: int = 1, longest: int = 1000) -> Any:
+    """The type of a list of ``fewest`` to ``longest`` distinct integers between ``least`` and ``most``."""
+    limits = Field(min_length=fewest, max_length=longest), AfterValidator(partial(_distinct, least, most))
     return Annotated[list[int], *limits]
 
 

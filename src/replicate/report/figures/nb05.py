@@ -169,7 +169,7 @@ def costate_map(table: pd.DataFrame, tokens: list[str]) -> "Figure":
     rungs, states = table["rung"].unique(), table["state"].unique()
     seen = np.log10(table.loc[table["norm"] > 0, "norm"])
     figure, axes = panels(1, len(rungs), width=11.0, height=3.8, sharey=True)
-    for ax, rung in zip(axes, rungs, strict=True):
+    for ax, rung in zip(np.atleast_1d(axes), rungs, strict=True):
         part = table[table["rung"] == rung]
         block = part.pivot(index="state", columns="position", values="norm").loc[states].to_numpy()
         image = ax.imshow(
@@ -182,7 +182,7 @@ def costate_map(table: pd.DataFrame, tokens: list[str]) -> "Figure":
         if (block == 0).any():
             row, column = np.argwhere(block == 0).mean(0)
             ax.text(column, row, "exactly 0", ha="center", va="center", color=GREY)
-    axes[0].set_ylabel("state")
+    np.atleast_1d(axes)[0].set_ylabel("state")
     figure.suptitle("Costates before, during and after the climb in reward, mean over prompts")
     figure.colorbar(
         image, ax=axes, label=r"$\log_{10}$ mean of $\|\partial\pi(y\,|\,q)/\partial h_t^{\,l}\|$"

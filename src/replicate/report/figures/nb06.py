@@ -49,8 +49,13 @@ def two_paths(frame: pd.DataFrame) -> "Figure":
             ax.plot(part.tau, part["median"], color=colour, marker=marker, label=way)
             ax.fill_between(part.tau, part.low, part.high, color=colour, alpha=0.18, lw=0)
         ax.set(xscale="log", yscale="log")
+    # Larger models leave the range of the tiny ladder.
+    low, high = (
+        frame.loc[frame.path == "attention", "low"].min(),
+        frame.loc[frame.path == "attention", "high"].max(),
+    )
     for ax, model in zip(axes[0], models, strict=True):
-        ax.set(title=model, ylim=(1, 200))
+        ax.set(title=model, ylim=(min(1, low / 1.2), max(200, 1.2 * high)))
     taus = sorted(frame.tau.unique())
     for ax in axes[1]:
         ax.set(xlabel=r"temperature $\tau$", ylim=(1e-4, 100))
@@ -87,7 +92,7 @@ def norm_against_entropy(policies: pd.DataFrame, *, vocab: int) -> "Figure":
     n = np.arange(2, vocab + 1)
     ax.loglog(np.log(n), 1 / n, color=VERMILION, lw=1.2, zorder=1)
     ax.annotate("uniform on\n$n$ tokens", (3.0, 0.042), color=VERMILION, fontsize=9, ha="right", va="top")
-    for (rung, part), colour in zip(policies.groupby("rung", sort=False), _RUNG_COLOURS, strict=True):
+    for (rung, part), colour in zip(policies.groupby("rung", sort=False), _RUNG_COLOURS, strict=False):
         ax.loglog(part.H, part.norm, "o", mew=0, alpha=0.6, color=colour, label=rung)
     ax.legend(loc="upper left", title="policies of the ladder", fontsize=8.5)
     ax.set(xlabel="entropy $H$ (nats)", ylabel=r"norm of $\mathrm{diag}(p)-pp^\top$")

@@ -98,7 +98,7 @@ def effective_rank(
     figure, axes = panels(
         len(layers), len(titles), width=10.2, height=2.7 * len(layers) + 0.6, sharex=True, sharey=True
     )
-    axes = axes.reshape(len(layers), -1)
+    axes = np.reshape(axes, (len(layers), -1))
     for (layer, stage), ax in zip(((k, s) for k in layers for s in titles), axes.flat, strict=True):
         mine = ranks[(ranks["stage"] == stage) & (ranks["layer"] == layer)]
         for (head, points), colour in zip(mine.groupby("head"), _HEAD_COLOURS, strict=False):
@@ -136,7 +136,7 @@ def magnitude(sizes: pd.DataFrame, titles: Mapping[str, str]) -> "Figure":
     figure, axes = panels(
         len(layers), len(titles), width=10.2, height=2.7 * len(layers) + 0.4, sharex=True, sharey=True
     )
-    axes = axes.reshape(len(layers), -1)
+    axes = np.reshape(axes, (len(layers), -1))
     per_weight = sizes["score"] / sizes["alpha"]
     low, high = per_weight.quantile(0.005), 1.1 * per_weight.max()
     for (layer, stage), ax in zip(((k, s) for k in layers for s in titles), axes.flat, strict=True):
