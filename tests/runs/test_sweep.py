@@ -240,7 +240,7 @@ OTHERS = {
     "LENGTH": "token", "DTYPE": "float64", "DEVICE": "cuda",
     "HUB_LOCK": "x", "HUB_STEPS": ["x"], "HUB_KEEP": True,
     "TINY_DEVICE": "cuda", "TINY_DTYPE": "bfloat16", "COMPILE": True,
-    "LABEL_WORDS": "x y", "TEMPLATE": "x",
+    "LABEL_WORDS": "blue red green white", "TEMPLATE": "{label} {filler} : {label}",
 }  # fmt: skip
 
 
