@@ -13,6 +13,7 @@ from replicate import streams
 from replicate.models.fresh import tiny_olmo2
 from replicate.models.logits import log_policy
 from replicate.models.precision import full_precision
+from replicate.rl import rollout as rollout_module
 from replicate.rl.grpo import group_advantages
 from replicate.rl.policies import SinglePolicy, StackedPolicy, side_by_side, train_padding_row
 from replicate.rl.prompts import exact_match
@@ -82,6 +83,20 @@ def test_shared_prompt_gives_the_log_probs_of_full_sequences(name, horizon):
     (grad,) = torch.autograd.grad((rollout.logp * weights).sum(), policy.parameters())
     reference = torch.autograd.grad((plain * weights).sum(), list(model.parameters()))
     assert torch.allclose(grad.sum(0), torch.cat([g.flatten() for g in reference]), atol=1e-10)
+
+
+@pytest.mark.parametrize("widest", [1, 2, 4, 100])
+def test_a_large_group_stands_in_several_rows(monkeypatch, widest):
+    """However its completions are spread over rows they are the same, and so are their log-probabilities."""
+    monkeypatch.setattr(rollout_module, "WIDEST", widest)
+    model = eager(olmo2())
+    tokens, uniforms = drawn(lanes=1, horizon=3)
+    assert rollout_module._members(4, 2) == {1: 1, 2: 1, 4: 2, 100: 4}[widest]
+    found = sample(SinglePolicy(model), tokens, uniforms, vocab=VOCAB)
+    forced = log_probs_of(SinglePolicy(model), tokens, found.tokens, vocab=VOCAB)
+    plain = plain_log_probs(model, tokens, found.tokens)
+    assert torch.allclose(found.logp, plain, atol=1e-10)
+    assert torch.allclose(forced, plain, atol=1e-10)
 
 
 def test_a_single_policy_agrees_with_a_stacked_one():

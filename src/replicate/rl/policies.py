@@ -183,6 +183,13 @@ class SinglePolicy:
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)[None]
 
 
+def repeat_cache(cache: Cache, times: int) -> Cache:
+    """Each prompt's keys and values for so many rows behind it, [lanes, batch * times, ...]; a list of its own."""
+    if times == 1:
+        return list(cache)
+    return [(k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)) for k, v in cache]
+
+
 def side_by_side(length: int, group: int, steps: int, *, device: torch.device | None = None) -> Behind:
     """``group`` completions of ``steps`` tokens behind a prompt of ``length`` tokens, as new tokens in one row.
 

@@ -6,7 +6,7 @@ outside and passed in. A token is the inverse of the policy's cumulated probabil
 On the policy's own samples the pass over the prompts, from which the first tokens are drawn, is also the one that is
 differentiated. Further tokens are drawn one by one without a graph, and then scored together: one pass over all of them
 has a graph that is small beside that of as many passes over single tokens. All completions of a prompt stand side by
-side behind it (:func:`~replicate.rl.policies.side_by_side`), so that its keys and values are never copied.
+side behind it (:func:`~replicate.rl.policies.side_by_side`): its keys and values are copied for a large group only.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replicate.models.logits import entropy, log_policy
-from replicate.rl.policies import Behind, Cache, Policy, side_by_side
+from replicate.rl.policies import Behind, Cache, Policy, repeat_cache, side_by_side
+
+WIDEST = 512
+"""The most new tokens that stand side by side behind one copy of a prompt's keys and values."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,16 @@ def _continued(
 ) -> list[Rollout]:
     """The draws after the first; ``cache``, which holds the prompts, stays as it is."""
     group, more = uniforms.shape[2:]
-    all_steps, grown = side_by_side(length, group, more, device=uniforms.device), list(cache)
+    members = _members(group, more)
+    grown = repeat_cache(cache, group // members)
+    all_steps = side_by_side(length, members, more, device=uniforms.device)
     drawn = []
     for t in range(more):
-        now = slice(t * group, (t + 1) * group)
-        behind = Behind(all_steps.positions[now], all_steps.sees[now, : length + (t + 1) * group])
-        logits = policy.logits(newest.tokens[..., 0], keep=group, cache=grown, behind=behind)
+        now = slice(t * members, (t + 1) * members)
+        behind = Behind(all_steps.positions[now], all_steps.sees[now, : length + (t + 1) * members])
+        tokens = newest.tokens[..., 0].unflatten(2, (-1, members)).flatten(1, 2)
+        logits = policy.logits(tokens, keep=members, cache=grown, behind=behind)
+        logits = logits.unflatten(1, (uniforms.shape[1], -1)).flatten(2, 3)
         newest = _draw(log_policy(logits, vocab=vocab), uniforms[..., t])
         drawn.append(newest)
     return drawn
@@ -104,12 +111,21 @@ def _scored(
     policy: Policy, tokens: Int[Tensor, "lanes prompts group T"], cache: Cache, length: int, vocab: int
 ) -> Float[Tensor, "lanes prompts group T-1"]:
     """log pi of all tokens but the first, in one pass behind the prompts that ``cache`` holds."""
-    group, horizon = tokens.shape[2:]
-    given = tokens[..., :-1].transpose(2, 3).flatten(2)
-    behind = side_by_side(length, group, horizon - 1, device=tokens.device)
-    logits = policy.logits(given, keep=given.shape[2], cache=list(cache), behind=behind)
-    log_probs = log_policy(logits, vocab=vocab).unflatten(2, (horizon - 1, group))
-    return log_probs.gather(-1, tokens[..., 1:].transpose(2, 3)[..., None])[..., 0].transpose(2, 3)
+    group, more = tokens.shape[2], tokens.shape[3] - 1
+    members = _members(group, more)
+    rows = tokens.unflatten(2, (-1, members)).flatten(1, 2).transpose(2, 3)  # [lanes, rows, T, members]
+    behind = side_by_side(length, members, more, device=tokens.device)
+    given, copies = rows[:, :, :-1].flatten(2), repeat_cache(cache, group // members)
+    logits = policy.logits(given, keep=given.shape[2], cache=copies, behind=behind)
+    log_probs = log_policy(logits, vocab=vocab).unflatten(2, (more, members))
+    logp = log_probs.gather(-1, rows[:, :, 1:, :, None])[..., 0].transpose(2, 3)
+    return logp.unflatten(1, (tokens.shape[1], -1)).flatten(2, 3)
+
+
+def _members(group: int, steps: int) -> int:
+    """How many completions stand side by side in a row: the largest divisor of ``group`` that makes no row wider than
+    :data:`WIDEST` tokens, since attention in it grows with the square of its width."""
+    return max(m for m in range(1, group + 1) if group % m == 0 and (m == 1 or m * steps <= WIDEST))
 
 
 def _draw(
