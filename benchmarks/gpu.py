@@ -18,7 +18,8 @@ piece                   what it measures
 ``trl``                 TRL's ``GRPOTrainer`` on the same work, and ours made to run its passes (equal compute)
 ======================  ===========================================================================================
 
-Shares of the peak count model FLOPs, memory is set beside its floor; both by the formulas of ``costs.py``.
+Shares of the peak count model FLOPs, memory is set beside its floor; both by the formulas of
+:mod:`replicate.models.costs`.
 """
 
 import argparse
@@ -39,10 +40,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+if (
+    __name__ == "__main__"
+):  # read when torch and the hub's client are imported; whoever imports this decides otherwise
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
-import costs
+
 import torch
 from common import UnsharedPasses
 from transformers import Olmo2Config, Olmo2ForCausalLM
@@ -51,6 +55,7 @@ from replicate.files import write_text
 from replicate.impact import components
 from replicate.ladder import corpus
 from replicate.ladder.checkpoints import Checkpoint
+from replicate.models import costs
 from replicate.models.answer import answer_pass, pull_back
 from replicate.models.compilation import compile_blocks
 from replicate.rl.policies import SinglePolicy

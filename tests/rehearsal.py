@@ -19,10 +19,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import torch
 
+from english import byte_level
 from hub_server import Hub
 from replicate.ladder.checkpoints import snapshot_name
 from replicate.models.fresh import tiny_model
@@ -80,7 +82,7 @@ def hub(tokenizer) -> Hub:
 
 
 def replicate(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """A command with the file as it is but for the device and for where things lie."""
+    """A command with the file as it is but for where things lie."""
     lies = [f"HUB_LOCK={home}/lock.json", f"LADDER_DIR={home}/ladders", f"RUN_DIR={home}/run"]
     options = [part for item in lies for part in ("-p", item)]
     command = [sys.executable, "-m", "replicate", *arguments, "-f", str(PARAMS), *options]
@@ -88,25 +90,51 @@ def replicate(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, **how)
 
 
+def on_a_cpu(*more: str) -> list[str]:
+    """What has to be said where there is no GPU, and ``more``."""
+    return [part for item in ("DEVICE=cpu", "COMPILE=false", *more) for part in ("-p", item)]
+
+
+def rows(home: Path) -> list[dict[str, object]]:
+    """What became of each revision of the lock: how many records it left, or why it was left out."""
+    lock = json.loads((home / "lock.json").read_text())
+    why = {row["step"]: row["error"] for row in json.loads((home / "run" / "failures.json").read_text())}
+    left = Counter(
+        (record["checkpoint"]["step"], record["experiment"])
+        for record in (json.loads(path.read_text()) for path in (home / "run" / "records").rglob("*.json"))
+    )
+    experiments = ("measure", "rl", "forecast")
+    return [
+        {
+            "repository": one["repo"],
+            "revision": one["branch"],
+            "step": one["step"],
+            **{name: left[one["step"], name] for name in experiments},
+            "left out because": why.get(one["step"], ""),
+        }
+        for one in lock["checkpoints"]
+    ]
+
+
 def main() -> None:
-    """The whole of it, and its records into ``results/rehearsal``."""
-    from english import byte_level
+    """The whole of it, and what became of it into ``results/rehearsal``."""
+    from replicate.runs import provenance
 
     target = SUITE / "results" / "rehearsal"
+    target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, hub(byte_level()):
         home, said = Path(folder), {}
         for command in ("list", "lock", "preflight"):
             done = replicate("hub", command, home=home)
-            said[f"hub {command}"] = {"status": done.returncode, "out": done.stdout, "err": done.stderr}
-        done = replicate("sweep", "-p", "DEVICE=cpu", "--workers", "2", home=home)
-        said["sweep"] = {"status": done.returncode, "out": done.stdout}
-        target.mkdir(parents=True, exist_ok=True)
+            said[f"replicate hub {command}"] = {"status": done.returncode, "says": done.stdout.splitlines()}
+        done = replicate("sweep", *on_a_cpu(), "--workers", "2", home=home)
+        said["replicate sweep"] = {"status": done.returncode, "says": done.stdout.splitlines()}
+        on_disk = [path.name for path in (home / "ladders").rglob("*.safetensors")]
+        found = {"commands": said, "revisions": rows(home), "weights left on disk": on_disk}
+        found["made"] = provenance.environment()
+        text = json.dumps(found, indent=1).replace(str(home), "~")
+        (target / "rehearsal.json").write_text(text.replace(os.environ["HF_ENDPOINT"], "the hub") + "\n")
         shutil.copy(home / "lock.json", target)
-        shutil.copy(home / "run" / "failures.json", target)
-        text = (
-            json.dumps(said, indent=1).replace(str(home), "~").replace(os.environ["HF_ENDPOINT"], "the hub")
-        )
-        (target / "commands.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

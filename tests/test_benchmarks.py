@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import common  # noqa: E402
-import costs  # noqa: E402
 import gpu  # noqa: E402
 
+from replicate.models import costs  # noqa: E402
 from replicate.models.answer import answer_pass, pull_back  # noqa: E402
 from replicate.rl import trainer  # noqa: E402
 from replicate.rl.policies import SinglePolicy  # noqa: E402

@@ -89,7 +89,7 @@ def test_what_no_job_imports_concerns_nobody(tree):
         "runs/sweep.py",
         "runs/tables.py",
         "report/claims.py",
-        "cli.py",
+        "cli/program.py",
         "theory/rollout.py",
     ):
         assert changed(tree, path, "\n\n", "\n\nX = 1\n\n") == set()

@@ -101,7 +101,7 @@ def test_a_notebook_is_handed_what_its_schema_knows():
     assert papermill.values("00_map", params) == {"RUN_DIR": "out"}
     toy = {"SEED": 3, "RUN_DIR": "out", "LADDER_DIR": "runs/ladders"}
     assert papermill.values("01_a", params) == papermill.values("04_b", params) == toy
-    language = toy | {"LADDER": "tiny", "RUNGS": [], "MAX_MEMORY_GB": 0.0}
+    language = toy | {"LADDER": "tiny", "RUNGS": [], "MAX_MEMORY_GB": 0.0, "HUB_LOCK": "hub.lock.json"}
     assert papermill.values("05_a", params) == papermill.values("08_b", params) == language
     assert papermill.values("09_c", params) == papermill.values("12_d", params) == params.model_dump()
 

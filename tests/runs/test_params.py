@@ -63,7 +63,8 @@ def test_every_flat_file_serves_every_notebook(home, path, file, monkeypatch):
     # What the file fits is asked here, not which devices this machine has.
     values = {**iorw.read_yaml_file(str(file)), "DEVICE": "cpu", "TINY_DEVICE": "cpu"}
     if values["LADDER"].startswith("hub:"):  # nor which lock files there are
-        monkeypatch.setattr(preflight, "_ladder", lambda _: iter(()))
+        for asks in ("_ladder", "_rungs"):
+            monkeypatch.setattr(preflight, asks, lambda _: iter(()))
     found = start(path.stem, parameterized(path, values))
     assert found.params.model_dump() == {name: values[name] for name in schema_of(path.stem).model_fields}
     assert found.folder == home / values["RUN_DIR"]
