@@ -54,6 +54,12 @@ test-packaging: $(READY)-peers
 test-smoke: $(READY)
 	$(BIN)/python -m pytest -m smoke tests/runs/test_smoke.py tests/test_benchmarks.py
 
+# A Ray cluster with two logical GPUs, workers and drivers that are killed: minutes of starting processes and 2 GB of
+# memory, so no part of `make test`, which compares one sweep on Ray with the serial one. Needs the extra `cluster`, ours
+# from the peers' lock.
+test-cluster: $(READY)-peers
+	$(BIN)/python -m pytest -m cluster tests/runs/test_ray.py
+
 # The package without Jupyter and Papermill, at the oldest libraries that it must run with, on another Python, in an
 # environment of its own. tests/core_plugin.py says which tests need what is missing, and fails if others are skipped.
 test-core: .venv-core/.ready
