@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,9 @@ if "REPLICATE_TEST_DEATHS" in os.environ:
     sys.addaudithook(hook)
 """
 
+# Whoever joins a cluster must have its token: one that these tests make up.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
@@ -46,7 +50,7 @@ def cluster(tmp_path_factory):
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, **TOKEN, "PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -70,7 +74,7 @@ def driver(params, home, cluster):
         started.append(
             subprocess.Popen(
                 [*command, "--address", cluster, *options],
-                env={**os.environ, **environment},
+                env={**os.environ, **TOKEN, **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
