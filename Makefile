@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
 .PHONY: reproduce setup test test-fast test-packaging test-smoke test-elsewhere test-ladders-elsewhere test-seeds \
-	elsewhere lab lint notebooks bench gpu gpu-dry test-core test-cluster
+	elsewhere lab lint notebooks bench gpu gpu-dry test-core test-cluster test-snakemake
 
 setup: $(READY)
 
@@ -59,6 +59,14 @@ test-smoke: $(READY)
 # from the peers' lock.
 test-cluster: $(READY)-peers
 	$(BIN)/python -m pytest -m cluster tests/runs/test_ray.py
+
+# recipes/Snakefile, by a Snakemake in an environment of its own: it is no dependency.
+test-snakemake: $(READY)-peers .venv-snakemake/bin/snakemake
+	SNAKEMAKE=.venv-snakemake/bin/snakemake $(BIN)/python -m pytest -m snakemake tests/test_recipes.py
+
+.venv-snakemake/bin/snakemake:
+	$(PYTHON) -m venv .venv-snakemake
+	.venv-snakemake/bin/pip install --quiet "snakemake>=9,<10"
 
 # The package without Jupyter and Papermill, at the oldest libraries that it must run with, on another Python, in an
 # environment of its own. tests/core_plugin.py says which tests need what is missing, and fails if others are skipped.

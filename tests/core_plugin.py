@@ -31,6 +31,7 @@ WITHOUT = {
     "runs/test_params.py::test_papermill_hands_over_a_list_on_its_command_line_as_text": "papermill",
     "runs/test_paths.py::test_kernels_see_the_folders_that_the_command_sees": "ipykernel",
     "runs/test_preflight.py::test_notebooks_and_engines_that_are_not_there": "papermill",
+    "runs/test_ray.py": "ray",
     "runs/test_strict_yaml.py::test_what_is_taken_is_what_papermill_reads": "papermill",
     "runs/test_sweep.py::test_records_do_not_depend_on_who_runs_the_jobs": "ray",
     "test_cli.py::test_every_command_refuses_before_any_work": "papermill",
