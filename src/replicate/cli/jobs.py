@@ -106,20 +106,30 @@ def study(
 def measure(
     params: ParamsFile = DEFAULT,
     overrides: Overrides = [],  # noqa: B006
+    engine: Engine = "local",
+    address: Address = None,
+    gpus_per_job: GpusPerJob = None,
     shard: ShardOption = None,
+    workers: Workers = 1,
 ) -> None:
     """Runs the measurements only: J_0, costates, headroom."""
-    run_jobs(checked(params, overrides), ("measure",), shard=shard)
+    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
+    run_jobs(checked(params, overrides, engine), ("measure",), shard=shard, workers=workers, **how)
 
 
 @app.command()
 def rl(
     params: ParamsFile = DEFAULT,
     overrides: Overrides = [],  # noqa: B006
+    engine: Engine = "local",
+    address: Address = None,
+    gpus_per_job: GpusPerJob = None,
     shard: ShardOption = None,
+    workers: Workers = 1,
 ) -> None:
     """Runs GRPO only, at the listed budgets and seeds."""
-    run_jobs(checked(params, overrides), ("rl",), shard=shard)
+    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
+    run_jobs(checked(params, overrides, engine), ("rl",), shard=shard, workers=workers, **how)
 
 
 @app.command()
