@@ -45,7 +45,8 @@ def test_a_claim_is_on_a_content_and_ends_when_it_is_given_back_or_its_process_d
     others.close()
     child = os.fork()
     if child == 0:
-        Claims(tmp_path).take(one)
+        kept = Claims(tmp_path)
+        kept.take(one)
         (tmp_path / "taken").touch()
         signal.pause()
     wait_for((tmp_path / "taken").exists)

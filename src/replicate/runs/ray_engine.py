@@ -6,7 +6,7 @@ driver, this process, keeps the records as they come: started again, it finds th
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,13 +35,21 @@ def run_each(
     """
     import ray
 
+    def submit(task: _Task) -> None:
+        (plan, unit), given, _ = task
+        remote = remote_attempt.options(num_gpus=gpus[id(plan)] if unit else 0)
+        under_way[remote.remote(perform, given)] = task
+
     with _session(address):
+        # Ray's own retries are silent, and without bound where memory runs out. One function for all tasks: a worker
+        # that is there takes the next one only of a function that it has run.
+        remote_attempt = ray.remote(num_cpus=1, max_retries=0)(attempt)
         gpus = {id(plan): _gpus(plan, gpus_per_job) for plan in pipeline.plans}
         room = _AHEAD * _slots(max(gpus.values()), address)
         under_way: dict[Any, _Task] = {}
         while under_way or pipeline.is_open():
             while len(under_way) < room and (found := pipeline.take()) is not None:
-                _submit(under_way, (*found, 1), gpus)
+                submit((*found, 1))
             if not under_way:
                 time.sleep(_MOMENT)
                 continue
@@ -51,25 +59,15 @@ def run_each(
                 name, task, tries = under_way.pop(reference)
                 try:
                     answer, error = ray.get(reference)
-                except (
-                    ray.exceptions.RayTaskError
-                ) as failed:  # it never began: other code on that node, mostly
+                except ray.exceptions.RayTaskError as failed:
+                    # It never began: mostly that node has other code.
                     answer, error = None, error_line(failed)
                 except ray.exceptions.RayError as died:
                     if tries < TRIES:
-                        _submit(under_way, (name, task, tries + 1), gpus)
+                        submit((name, task, tries + 1))
                         continue
                     answer, error = None, f"its worker died {TRIES} times: {error_line(died)}"[:300]
                 yield name, answer, error
-
-
-def _submit(under_way: dict[Any, _Task], task: _Task, gpus: Mapping[int, float]) -> None:
-    """Hands a task over; Ray's own retries are off, since they are silent, and without bound where memory runs out."""
-    import ray
-
-    (plan, unit), given, _ = task
-    remote = ray.remote(num_cpus=1, num_gpus=gpus[id(plan)] if unit else 0, max_retries=0)(attempt)
-    under_way[remote.remote(perform, given)] = task
 
 
 def _gpus(plan: Plan, asked: float | None) -> float:
