@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
 .PHONY: reproduce setup test test-fast test-packaging test-smoke test-elsewhere test-ladders-elsewhere test-seeds \
-	elsewhere lab lint notebooks bench gpu gpu-dry
+	elsewhere lab lint notebooks bench gpu gpu-dry test-core test-cluster test-snakemake
 
 setup: $(READY)
 
@@ -53,6 +53,38 @@ test-packaging: $(READY)-peers
 # The main job as a command, killed in the middle and started again.
 test-smoke: $(READY)
 	$(BIN)/python -m pytest -m smoke tests/runs/test_smoke.py tests/test_benchmarks.py
+
+# A Ray cluster with two logical GPUs, workers and drivers that are killed: minutes of starting processes and 2 GB of
+# memory, so no part of `make test`, which compares one sweep on Ray with the serial one. Needs the extra `cluster`, ours
+# from the peers' lock.
+test-cluster: $(READY)-peers
+	$(BIN)/python -m pytest -m cluster tests/runs/test_ray.py
+
+# recipes/Snakefile, by a Snakemake in an environment of its own: it is no dependency.
+test-snakemake: $(READY)-peers .venv-snakemake/bin/snakemake
+	SNAKEMAKE=.venv-snakemake/bin/snakemake $(BIN)/python -m pytest -m snakemake tests/test_recipes.py
+
+.venv-snakemake/bin/snakemake:
+	$(PYTHON) -m venv .venv-snakemake
+	.venv-snakemake/bin/pip install --quiet "snakemake>=9,<10"
+
+# The package without Jupyter and Papermill, at the oldest libraries that it must run with, on another Python, in an
+# environment of its own. tests/core_plugin.py says which tests need what is missing, and fails if others are skipped.
+test-core: .venv-core/.ready
+	.venv-core/bin/python -m pytest -p tests.core_plugin -n 2 --dist loadscope -rs tests
+
+# The first of these that runs: a shim of that name may stand for a version that is not there.
+PYTHON312 ?= $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python; do \
+	$$python -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
+
+.venv-core/.ready: requirements-core.lock pyproject.toml
+	@$(or $(PYTHON312),false) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' \
+		|| { echo "make: test-core needs Python 3.12, got $(or $(PYTHON312),none); set PYTHON312=..." >&2; exit 1; }
+	$(PYTHON312) -m venv .venv-core
+	.venv-core/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements-core.lock)"
+	.venv-core/bin/pip install --quiet -r requirements-core.lock
+	.venv-core/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
 
 # `make test` under other kernels, which stand for another machine: other weights, the same verdicts.
 test-elsewhere: export REPLICATE_KERNELS = stand-in

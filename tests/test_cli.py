@@ -58,6 +58,16 @@ def test_help_lists_the_commands():
         assert command in text
 
 
+def test_a_shard_is_refused_if_it_is_none_and_else_runs_its_rungs(capsys, monkeypatch, tiny):
+    call = ("measure", "-f", tiny / "p.yaml", "--shard")
+    assert "--shard: expected I/N with I from 1 to N, as in 2/8, got '3/2'" in refused(
+        capsys, monkeypatch, *call, "3/2"
+    )
+    assert "1 jobs done, 0 found" in accepted(capsys, monkeypatch, *call, "2/2")
+    assert "2 jobs done, 0 found" in accepted(capsys, monkeypatch, *call, "1/2")
+    assert "0 jobs done, 3 found" in accepted(capsys, monkeypatch, *call, "1/1")
+
+
 def test_version():
     assert call("--version", check=0).stdout.startswith("replicate ")
 

@@ -21,13 +21,13 @@ import socket
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from replicate.ladder import corpus
 from replicate.models.fresh import tiny_olmo2
 from replicate.rl.grpo import group_advantages, surrogate_loss
+
+datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
 
 PROMPTS = ("label is red ;", "label is green ; water often answer :", "answer :")
 LENGTHS = ((1, 6, 3, 2), (5, 5, 1, 4), (2, 6, 6, 1))  # of the completions, in tokens
@@ -147,7 +147,9 @@ def play(folder, tmp_path):
 
 
 def _trainer(kind, options, folder, out):
-    config, trainer = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}[kind]
+    config, trainer = {"grpo": (trl.GRPOConfig, trl.GRPOTrainer), "rloo": (trl.RLOOConfig, trl.RLOOTrainer)}[
+        kind
+    ]
     known = {field.name for field in dataclasses.fields(config)}
     settings = {name: value for name, value in COMMON.items() if name in known} | options
     rewards = [r for group in REWARDS for r in group]
@@ -159,7 +161,7 @@ def _trainer(kind, options, folder, out):
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa"),
         reward_funcs=reward,
         args=config(output_dir=str(out / "trl"), **settings),
-        train_dataset=Dataset.from_dict({"prompt": list(PROMPTS)}),
+        train_dataset=datasets.Dataset.from_dict({"prompt": list(PROMPTS)}),
         processing_class=corpus.tokenizer(),
     )
 
@@ -178,7 +180,7 @@ def _play(trainer, lengths, off_policy):
     old, ref = (log_probs(m, prompts, completions).detach() for m in (model, reference))
 
     single = isinstance(
-        trainer, RLOOTrainer
+        trainer, trl.RLOOTrainer
     )  # which returns ids alone, GRPOTrainer ids and log-probabilities
     trainer._generate_single_turn = lambda *_, **__: completions if single else (completions, None)
     rows = [{"prompt": p} for p in PROMPTS for _ in range(4)]
@@ -251,7 +253,7 @@ def test_token_mean(play):
 def test_what_trl_does_by_default(play, default):
     """Each default left in place: loss type, KL correction and no KL at all are another gradient."""
     chosen = {name: value for name, value in OBJECTIVE_1.items() if name != default}
-    value = next(f.default for f in dataclasses.fields(GRPOConfig) if f.name == default)
+    value = next(f.default for f in dataclasses.fields(trl.GRPOConfig) if f.name == default)
     played = play(chosen | {default: value}, off_policy=0.02)
     _, gradient = played.errors()
     if default == "scale_rewards":  # the default is (1)'s

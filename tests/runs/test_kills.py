@@ -8,24 +8,8 @@ import time
 
 import pytest
 
+from child_sweeps import start
 from replicate.runs import sweep, units
-
-
-def start(params, workers):
-    """A sweep in a process of its own; its number."""
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.signal(
-                signal.SIGINT, signal.default_int_handler
-            )  # ignored where the tests run in the background
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            sweep.sweep(params, workers=workers, progress=False)
-        finally:
-            os._exit(0)
-    return child
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -36,7 +20,7 @@ def test_killed_at_random_and_started_again(params, contents, name, workers):
     folder = units.store_of(params).folder
     shutil.rmtree(folder)
     chance = random.Random(f"{name} {workers}")
-    child, wanted = start(params, workers), chance.randrange(1, 6)
+    child, wanted = start(params, workers=workers), chance.randrange(1, 6)
     deadline = time.monotonic() + 180
     while len(list(folder.rglob("*.json"))) < wanted and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from replicate.runs import main_job, papermill, tables
@@ -12,6 +11,8 @@ from replicate.runs import main_job, papermill, tables
 
 def save_notebook(path, code):
     """A notebook of one cell after its parameters."""
+    import nbformat
+
     parameters = nbformat.v4.new_code_cell("SEED = 5\nRUN_DIR = 'nowhere'", metadata={"tags": ["parameters"]})
     book = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

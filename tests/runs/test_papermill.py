@@ -3,7 +3,6 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from replicate.runs import papermill
@@ -22,6 +21,7 @@ CELLS = {
 
 
 def save_notebook(path, cell):
+    nbformat = pytest.importorskip("nbformat")
     parameters = nbformat.v4.new_code_cell("SEED = 0\nRUN_DIR = ''", metadata={"tags": ["parameters"]})
     book = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(cell)])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

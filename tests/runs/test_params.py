@@ -21,18 +21,19 @@ from replicate.runs.params import SECTIONS, ScaleParameters
 from replicate.settings.grpo import GRPO
 from replicate.settings.tiny_ladder import TinyLadder
 
-nbformat = pytest.importorskip("nbformat")
-papermill_cli = pytest.importorskip("papermill.cli")
-iorw = pytest.importorskip("papermill.iorw")
-parameterize = pytest.importorskip("papermill.parameterize")
-
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 # A study file has its ladders besides: tests/runs/test_study.py.
 FILES = sorted(set((ROOT / "params").glob("*.yaml")) - {ROOT / "params" / "study.yaml"})
 
 
+def of_papermill(name):
+    """A module of Papermill; where there is none the test that asks is skipped, and the core's tests know of it."""
+    return pytest.importorskip(f"papermill.{name}")
+
+
 def parameter_cell(path):
+    nbformat = pytest.importorskip("nbformat")
     cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
     assert len(cells) == 1, f"{path.name}: expected exactly one cell tagged parameters"
     namespace = {}
@@ -48,7 +49,8 @@ def test_notebook_parameters_are_the_schema_with_its_defaults(path):
 
 def parameterized(path, values):
     """The namespace of a notebook when its start is called: its parameter cell, then the cell that Papermill adds."""
-    book = parameterize.parameterize_notebook(iorw.load_notebook_node(str(path)), values)
+    opened = of_papermill("iorw").load_notebook_node(str(path))
+    book = of_papermill("parameterize").parameterize_notebook(opened, values)
     namespace = {}
     for cell in book.cells:
         if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
@@ -61,7 +63,7 @@ def parameterized(path, values):
 def test_every_flat_file_serves_every_notebook(home, path, file, monkeypatch):
     """As ``papermill notebook.ipynb out.ipynb -f file.yaml`` does it, up to and with the call of start."""
     # What the file fits is asked here, not which devices this machine has.
-    values = {**iorw.read_yaml_file(str(file)), "DEVICE": "cpu", "TINY_DEVICE": "cpu"}
+    values = {**of_papermill("iorw").read_yaml_file(str(file)), "DEVICE": "cpu", "TINY_DEVICE": "cpu"}
     if values["LADDER"].startswith("hub:"):  # nor which lock files there are
         for asks in ("_ladder", "_rungs"):
             monkeypatch.setattr(preflight, asks, lambda _: iter(()))
@@ -73,7 +75,8 @@ def test_every_flat_file_serves_every_notebook(home, path, file, monkeypatch):
 def test_papermill_hands_over_a_list_on_its_command_line_as_text(home):
     """``-p BUDGETS "[5]"``; a number with an exponent it does understand."""
     (path,) = (ROOT / "notebooks").glob("11_*.ipynb")
-    values = {"BUDGETS": papermill_cli._resolve_type("[5]"), "SIGMA": papermill_cli._resolve_type("1e-2")}
+    resolve = of_papermill("cli")._resolve_type
+    values = {"BUDGETS": resolve("[5]"), "SIGMA": resolve("1e-2")}
     assert values == {"BUDGETS": "[5]", "SIGMA": 0.01}
     found = start(path.stem, parameterized(path, values)).params
     assert (found.BUDGETS, found.SIGMA) == ([5], 0.01)
@@ -131,6 +134,7 @@ def test_yaml_files_have_every_key_in_order_and_pass(file):
 
 def test_generated_files_are_current_and_a_change_is_seen(tmp_path):
     """smoke.yaml and every parameter cell are what the sections say; written anew they change nothing else."""
+    pytest.importorskip("nbformat")
     assert parameter_files.stale(ROOT) == []
     suite = tmp_path / "suite"
     for name in ("params", "notebooks"):

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from replicate.runs import papermill, paths
@@ -71,6 +70,8 @@ def test_a_run_executes_the_suites_notebooks_wherever_it_is_started(tmp_path, mo
 
 def test_kernels_see_the_folders_that_the_command_sees(tmp_path, monkeypatch):
     pytest.importorskip("ipykernel")
+    import nbformat
+
     monkeypatch.delenv("REPLICATE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()

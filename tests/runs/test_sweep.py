@@ -378,7 +378,7 @@ def taken(pipeline):
 
 
 def all_of(name, *steps):
-    return [(name, (experiment, step)) for experiment in jobs.EXPERIMENTS for step in steps]
+    return [(name, (experiment, step)) for step in steps for experiment in jobs.EXPERIMENTS]
 
 
 def test_a_rungs_jobs_come_when_it_is_there_and_each_of_them_once(untrained, arrive):

@@ -9,8 +9,10 @@ from replicate.cli.program import (
     DEFAULT,
     Address,
     Engine,
+    GpusPerJob,
     Overrides,
     ParamsFile,
+    ShardOption,
     Workers,
     app,
     checked,
@@ -25,6 +27,7 @@ def run(
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nobody mutates it
     engine: Engine = "local",
     address: Address = None,
+    gpus_per_job: GpusPerJob = None,
     only: Annotated[
         list[str], typer.Option(help="Execute only notebooks whose name starts so, as in --only 11.")
     ] = [],  # noqa: B006
@@ -34,7 +37,8 @@ def run(
     given = checked(params, overrides, engine, notebooks=only)
     from replicate.runs.main_job import main_job
 
-    outcome = main_job(given, engine=engine, address=address, only=only, workers=workers)
+    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
+    outcome = main_job(given, only=only, workers=workers, **how)
     typer.echo(outcome.summary())
     for line in outcome.problems():
         typer.echo(f"failed: {line}", err=True)
@@ -47,10 +51,13 @@ def sweep(
     overrides: Overrides = [],  # noqa: B006
     engine: Engine = "local",
     address: Address = None,
+    gpus_per_job: GpusPerJob = None,
+    shard: ShardOption = None,
     workers: Workers = 1,
 ) -> None:
     """Runs every job (checkpoint x seed x experiment) that has no record yet."""
-    run_jobs(checked(params, overrides, engine), None, engine, address, workers)
+    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
+    run_jobs(checked(params, overrides, engine), None, shard=shard, workers=workers, **how)
 
 
 @app.command()
@@ -96,15 +103,33 @@ def study(
 
 
 @app.command()
-def measure(params: ParamsFile = DEFAULT, overrides: Overrides = []) -> None:  # noqa: B006
+def measure(
+    params: ParamsFile = DEFAULT,
+    overrides: Overrides = [],  # noqa: B006
+    engine: Engine = "local",
+    address: Address = None,
+    gpus_per_job: GpusPerJob = None,
+    shard: ShardOption = None,
+    workers: Workers = 1,
+) -> None:
     """Runs the measurements only: J_0, costates, headroom."""
-    run_jobs(checked(params, overrides), ("measure",))
+    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
+    run_jobs(checked(params, overrides, engine), ("measure",), shard=shard, workers=workers, **how)
 
 
 @app.command()
-def rl(params: ParamsFile = DEFAULT, overrides: Overrides = []) -> None:  # noqa: B006
+def rl(
+    params: ParamsFile = DEFAULT,
+    overrides: Overrides = [],  # noqa: B006
+    engine: Engine = "local",
+    address: Address = None,
+    gpus_per_job: GpusPerJob = None,
+    shard: ShardOption = None,
+    workers: Workers = 1,
+) -> None:
     """Runs GRPO only, at the listed budgets and seeds."""
-    run_jobs(checked(params, overrides), ("rl",))
+    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
+    run_jobs(checked(params, overrides, engine), ("rl",), shard=shard, workers=workers, **how)
 
 
 @app.command()

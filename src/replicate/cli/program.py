@@ -30,6 +30,14 @@ Overrides = Annotated[
 Engine = Annotated[str, typer.Option(help="Where jobs run: local, or ray (the extra 'cluster').")]
 Workers = Annotated[int, typer.Option(help="Processes side by side (jobs; notebooks).", min=1)]
 Address = Annotated[str | None, typer.Option(help="Address of a running Ray cluster, with --engine ray.")]
+GpusPerJob = Annotated[
+    float | None,
+    typer.Option(help="GPUs for each job, with --engine ray; one where DEVICE is cuda, else none.", min=0.0),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the ladder's rungs, as in 2/8."),
+]
 DEFAULT = Path("params/cpu.yaml")
 
 
@@ -52,16 +60,20 @@ def common(
 def run_jobs(
     params: ScaleParameters,
     experiments: Sequence[Any] | None,
-    engine: str = "local",
-    address: str | None = None,
-    workers: int = 1,
+    *,
+    shard: str | None = None,
+    **how: Any,
 ) -> None:
-    """Runs the jobs that have no record yet, says what became of them, and ends the program."""
+    """Runs the jobs that have no record yet, says what became of them, and ends the program; ``how`` as sweep takes it.
+
+    ``ValueError`` for a shard that is none.
+    """
     from replicate.runs.jobs import EXPERIMENTS
+    from replicate.runs.shares import Shard
     from replicate.runs.sweep import sweep as run_sweep
 
-    wanted = experiments or EXPERIMENTS
-    outcome = run_sweep(params, experiments=wanted, engine=engine, address=address, workers=workers)
+    part = Shard.parse(shard) if shard else None
+    outcome = run_sweep(params, experiments=experiments or EXPERIMENTS, shard=part, **how)
     typer.echo(outcome.summary())
     for line in outcome.problems():
         typer.echo(f"failed: {line}", err=True)

@@ -42,16 +42,15 @@ class MainOutcome:
 def main_job(
     params: ScaleParameters,
     *,
-    engine: str = "local",
-    address: str | None = None,
     only: Sequence[str] = (),
     workers: int = 2,
+    **how: Any,
 ) -> MainOutcome:
-    """Runs everything; a failed job or notebook does not stop the others."""
+    """Runs everything; a failed job or notebook does not stop the others. ``how`` jobs are run, as a sweep takes it."""
     clock, folder = provenance.Clock(), run_folder(params)
     require_writable(folder)
     with clock.stage("ladder and jobs"):
-        outcome = sweep(params, engine=engine, address=address, workers=workers)
+        outcome = sweep(params, workers=workers, **how)
         ladder = jobs.ladder(params)
     without = _save_tables(params, ladder, folder / "tables")
     provenance.write(folder, describe(params, ladder, clock))
