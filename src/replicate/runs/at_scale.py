@@ -1,4 +1,4 @@
-"""What is known of a run at OLMo-2-1B's size: revisions that a lock names, costs by formula, records that a GPU left."""
+"""What is known of a run at OLMo-2-1B's size: a lock's revisions, costs by formula, records that a GPU left."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def lock() -> tuple[Lock, bool]:
 
 
 def revisions(locked: Lock) -> "pd.DataFrame":
-    """A row per revision of a lock: ``repository, revision, step, tokens, bytes``, and why it is ``refused`` if it is."""
+    """A row per revision: ``repository, revision, step, tokens, bytes``, and why it is ``refused``, if it is."""
     import pandas as pd
 
     why = preflight.refusals(locked)
