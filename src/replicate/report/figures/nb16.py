@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from replicate.report.figures.style import BLACK, BLUE, GREY, ORANGE, VERMILION, panels
+from replicate.report.figures.style import BLACK, BLUE, GREY, ORANGE, SKY, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,14 +47,14 @@ def costs(hours: pd.DataFrame, memory: pd.DataFrame) -> "Figure":
     """Left: seconds of one checkpoint by ``part``, a bar each; right: ``gigabytes`` by ``part``, stacked by ``job``."""
     figure, (left, right) = panels(1, 2, width=9.0, height=2.8)
     left.barh(hours.part[::-1], hours.seconds[::-1], color=BLUE)
-    left.set(xlabel="seconds a checkpoint", title="time, at the stated rates")
-    colours = (BLUE, ORANGE, VERMILION, GREY, BLACK)
+    left.set(xlabel="seconds a checkpoint", title="time of a checkpoint, at the stated rates")
+    colours = (BLUE, ORANGE, VERMILION, SKY, BLACK)
     jobs = list(dict.fromkeys(memory.job))
     base = dict.fromkeys(jobs, 0.0)
     for colour, part in zip(colours, dict.fromkeys(memory.part), strict=False):
         own = memory[memory.part == part].set_index("job").gigabytes.reindex(jobs).fillna(0.0)
         right.barh(jobs[::-1], own[::-1], left=[base[j] for j in jobs[::-1]], color=colour, label=part)
         base = {job: base[job] + own[job] for job in jobs}
-    right.set(xlabel="GB on the GPU, at least", title="memory")
-    right.legend(fontsize=7, loc="lower right")
+    right.set(xlabel="GB on the GPU, at least")
+    right.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncol=3, frameon=False)
     return figure
