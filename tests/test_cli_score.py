@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hub_server import Hub
 from replicate import cli
+from replicate.ladder.hub import lock
 
 ROOT = Path(__file__).parents[1]
 TASK = "".join(
@@ -146,3 +148,21 @@ def test_the_example_in_the_readme_runs(ladder, here):
         rows = json.loads((here / folder / "score.json").read_text())["checkpoints"]
         assert len(rows) == 3
         assert all(0 <= row["J0"] <= 1 for row in rows)
+
+
+def test_a_ladder_on_a_hub_is_scored_like_the_same_files_in_a_folder(strangers, here, capsys, monkeypatch):
+    snapshots = {p.name: {f.name: f.read_bytes() for f in p.iterdir()} for p in strangers.iterdir()}
+    names = dict(zip(("step100", "step200"), sorted(snapshots), strict=True))
+    options = ("--task", "t.jsonl", "--out")
+    assert called(capsys, monkeypatch, "--ladder", strangers, *options, "folder")[0] == 0
+    with Hub({"me/run": {branch: snapshots[name] for branch, name in names.items()}}):
+        lock.make(["me/run"], ["all"]).save(here / "my.lock")
+        hub = ("--ladder", "hub:me/run", "--lock", "my.lock", *options, "hub")
+        status, out, err = called(capsys, monkeypatch, *hub)
+    assert (status, err) == (0, "")
+    assert "checkpoints of me/run" in out
+    found, wanted = (
+        json.loads((here / o / "score.json").read_text())["checkpoints"] for o in ("hub", "folder")
+    )
+    assert [{**row, "name": None} for row in found] == [{**row, "name": None} for row in wanted]
+    assert list(here.rglob("*.safetensors")) == []  # fetched, used, and let go

@@ -33,6 +33,7 @@ def score(
     device: Annotated[str, typer.Option(help="Torch's name of the device.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, float64, bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Decides what is drawn.", min=0)] = 0,
+    lock: Annotated[Path, typer.Option(help="Lock file of a hub's ladder.")] = Path("hub.lock.json"),
     study: Annotated[str, typer.Option(help="Folder of the study that gives the law.")] = "results/study",
 ) -> None:
     """Scores your own checkpoints on your own task: J_0, the law's score, the gain it predicts, how sure that is."""
@@ -53,7 +54,7 @@ def score(
     from replicate.runs import score as scores
 
     given = text_tasks.load(paths.resolve(task), verifier=verifier, name=str(task))
-    told = {"folder": paths.resolve("runs/ladders"), "hub": Hub(lock=str(paths.resolve(Hub().lock)))}
+    told = {"folder": paths.resolve("runs/ladders"), "hub": Hub(lock=str(paths.resolve(lock)))}
     opened, law = open_ladder(paths.ladder(ladder), **told), scores.calibration(study)
     require_writable(paths.resolve(out))
     found = scores.score(opened, given, scoring, machine, law)
