@@ -238,7 +238,7 @@ OTHERS = {
     "RUN_DIR": "x", "LADDER": "x", "LADDER_DIR": "x", "STUDY": "x", "RL_SEEDS": [7], "BUDGETS": [3],
     "MEASURE_LAYERS": [0], "TASK": "x", "STACK_SEEDS": False, "BASELINE": "leave_one_out", "SCALE": "none",
     "LENGTH": "token", "DTYPE": "float64", "DEVICE": "cuda",
-    "HUB_LOCK": "x", "HUB_STEPS": ["x"], "HUB_KEEP": True,
+    "HUB_LOCK": "x", "HUB_STEPS": ["x"], "HUB_KEEP": True, "RUNGS": [7],
     "TINY_DEVICE": "cuda", "TINY_DTYPE": "bfloat16", "COMPILE": True,
     "LABEL_WORDS": "blue red green white", "TEMPLATE": "{label} {filler} : {label}",
 }  # fmt: skip
