@@ -1,20 +1,16 @@
-"""Figures that a test draws are closed with it."""
+"""Figures that a test draws have the suite's style, and are closed with it."""
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    yield
-    plt.close("all")
+from replicate.report.figures import style
 
 
 @pytest.fixture(autouse=True)
-def _as_matplotlib_comes():
-    """The suite's style moves titles; whether an earlier test of this process has applied it must not matter."""
+def _styled_and_closed_figures():
+    """Titles stand elsewhere without the style; which tests this process has run before must not matter."""
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.use("agg")
+        style.use_style()
         yield
+    plt.close("all")
