@@ -3,7 +3,6 @@
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -86,15 +85,6 @@ def driver(params, home, cluster):
     for process in started:
         process.kill()
         process.communicate()
-
-
-@pytest.fixture
-def unbroken(params, contents):
-    """What the records of a run in this process say; its folder is empty again."""
-    sweep.sweep(params, progress=False)
-    found = contents(params)
-    shutil.rmtree(units.store_of(params).folder)
-    return found
 
 
 def ended(process, status=0):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
 from types import SimpleNamespace
 
@@ -54,15 +53,6 @@ def test_a_claim_is_on_a_content_and_ends_when_it_is_given_back_or_its_process_d
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert mine.take(one)
-
-
-@pytest.fixture
-def unbroken(params, contents):
-    """What the records of a run say that nobody shared; its folder is empty again."""
-    sweep.sweep(params, progress=False)
-    found = contents(params)
-    shutil.rmtree(units.store_of(params).folder)
-    return found
 
 
 def ended(children):

@@ -45,19 +45,26 @@ def run(
     raise typer.Exit(1 if outcome.problems() else 0)
 
 
-@app.command()
-def sweep(
-    params: ParamsFile = DEFAULT,
-    overrides: Overrides = [],  # noqa: B006
-    engine: Engine = "local",
-    address: Address = None,
-    gpus_per_job: GpusPerJob = None,
-    shard: ShardOption = None,
-    workers: Workers = 1,
-) -> None:
-    """Runs every job (checkpoint x seed x experiment) that has no record yet."""
-    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
-    run_jobs(checked(params, overrides, engine), None, shard=shard, workers=workers, **how)
+def _command_of(name: str, experiments: tuple[str, ...] | None, says: str) -> None:
+    """Makes a command that runs the missing jobs of these experiments (None: of all)."""
+
+    @app.command(name, help=says)
+    def command(
+        params: ParamsFile = DEFAULT,
+        overrides: Overrides = [],  # noqa: B006
+        engine: Engine = "local",
+        address: Address = None,
+        gpus_per_job: GpusPerJob = None,
+        shard: ShardOption = None,
+        workers: Workers = 1,
+    ) -> None:
+        how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
+        run_jobs(checked(params, overrides, engine), experiments, shard=shard, workers=workers, **how)
+
+
+_command_of("sweep", None, "Runs every job (checkpoint x seed x experiment) that has no record yet.")
+_command_of("measure", ("measure",), "Runs the measurements only: J_0, costates, headroom.")
+_command_of("rl", ("rl",), "Runs GRPO only, at the listed budgets and seeds.")
 
 
 @app.command()
@@ -100,36 +107,6 @@ def study(
             studies.publish(loaded, held, publish / "interventions")
         typer.echo(f"tables of {len(entries)} ladders in {publish}")
     raise typer.Exit(1 if problems else 0)
-
-
-@app.command()
-def measure(
-    params: ParamsFile = DEFAULT,
-    overrides: Overrides = [],  # noqa: B006
-    engine: Engine = "local",
-    address: Address = None,
-    gpus_per_job: GpusPerJob = None,
-    shard: ShardOption = None,
-    workers: Workers = 1,
-) -> None:
-    """Runs the measurements only: J_0, costates, headroom."""
-    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
-    run_jobs(checked(params, overrides, engine), ("measure",), shard=shard, workers=workers, **how)
-
-
-@app.command()
-def rl(
-    params: ParamsFile = DEFAULT,
-    overrides: Overrides = [],  # noqa: B006
-    engine: Engine = "local",
-    address: Address = None,
-    gpus_per_job: GpusPerJob = None,
-    shard: ShardOption = None,
-    workers: Workers = 1,
-) -> None:
-    """Runs GRPO only, at the listed budgets and seeds."""
-    how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
-    run_jobs(checked(params, overrides, engine), ("rl",), shard=shard, workers=workers, **how)
 
 
 @app.command()

@@ -58,7 +58,7 @@ def names_of(spec: str) -> list[str]:
     """The repositories of ``hub:org/name,org/other``; ``ValueError`` says what is wrong with the name."""
     names = [name.strip() for name in spec.removeprefix("hub:").split(",")]
     for name in names:
-        if name.count("/") != 1 or not all(name.split("/")) or name != name.strip():
+        if name.count("/") != 1 or not all(name.split("/")):
             raise ValueError(
                 f"ladder {spec}: expected hub:organisation/name, several with commas, got {name!r}"
             )

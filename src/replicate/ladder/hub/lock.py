@@ -144,8 +144,7 @@ def _lock(revision: Revision, *, last: bool) -> Locked:
 
 def _files(repo: str, commit: str) -> Iterator[File]:
     """The files that decide; of large ones the hub knows the SHA-256, small ones are read."""
-    info = patiently(lambda: api().model_info(repo, revision=commit, files_metadata=True))
-    for entry in sorted(info.siblings or (), key=lambda entry: entry.rfilename):
+    for entry in sorted(_entries(repo, commit), key=lambda entry: entry.rfilename):
         name = entry.rfilename
         if not decides(name) or "/" in name:
             continue
@@ -157,8 +156,13 @@ def _files(repo: str, commit: str) -> Iterator[File]:
 
 
 def _weights_of(repo: str, commit: str) -> list[str]:
+    return sorted(e.lfs.sha256 for e in _entries(repo, commit) if e.lfs and e.rfilename.endswith(WEIGHTS))
+
+
+def _entries(repo: str, commit: str) -> Sequence[Any]:
+    """What the hub's metadata say of each file."""
     info = patiently(lambda: api().model_info(repo, revision=commit, files_metadata=True))
-    return sorted(e.lfs.sha256 for e in info.siblings or () if e.lfs and e.rfilename.endswith(WEIGHTS))
+    return info.siblings or ()
 
 
 def _read(repo: str, commit: str, name: str) -> bytes:
