@@ -5,6 +5,7 @@ import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -240,6 +241,36 @@ def test_a_fault_that_passes_costs_a_retry(hub, tmp_path, ladder, fault):
     assert (rung.where / "model.safetensors").read_bytes() == (
         next(iter(ladder)).where / "model.safetensors"
     ).read_bytes()
+
+
+class Refused(Exception):
+    """An answer of the hub that is no success, as the client raises it."""
+
+    def __init__(self, status):
+        self.response = SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        *((Refused(status), client.ATTEMPTS) for status in (408, 429, 500, 503)),
+        *((Refused(status), 1) for status in (401, 403, 404)),
+        (ConnectionError("broke"), client.ATTEMPTS),
+        (ValueError("wrong"), 1),
+    ],
+)
+def test_what_may_pass_is_asked_for_again_and_nothing_else(monkeypatch, error, asked):
+    """The client tries some of these itself, but gives up within seconds."""
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
+    calls = []
+
+    def request():
+        calls.append(error)
+        raise error
+
+    with pytest.raises(type(error)):
+        client.patiently(request)
+    assert len(calls) == asked
 
 
 def test_a_download_that_was_killed_goes_on_where_it_was(hub, tmp_path, monkeypatch, snapshots):
