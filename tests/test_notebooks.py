@@ -77,7 +77,7 @@ def test_stderr_only_where_it_is_not_compared(notebook):
 def test_opens_with_its_claim_and_closes_with_its_verdict(notebook):
     path, book = notebook
     assert book.cells[0].cell_type == "markdown"
-    assert book.cells[0].source.startswith(f"# {path.stem[:2]} ")
+    assert book.cells[0].source.startswith(f"# {path.stem.partition('_')[0]} ")
     if not path.stem.startswith("00"):
         assert "**Claim" in book.cells[0].source
         assert book.cells[-1].source.strip() == "run.finish()"

@@ -108,12 +108,12 @@ def test_a_package_says_in_one_sentence_what_belongs_there(path):
 
 def test_every_notebook_that_saves_figures_has_its_module_of_them():
     saving = set()
-    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         if any(
             "save_figure(" in line for cell in cells if cell["cell_type"] == "code" for line in cell["source"]
         ):
-            saving.add(f"nb{path.name[:2]}")
+            saving.add(f"nb{path.name.partition('_')[0]}")
     assert saving
     assert {path.name for path in MODULES if re.fullmatch(r"nb\d+", path.name)} == saving
     assert all(Path("report/figures") / name in MODULES for name in saving)

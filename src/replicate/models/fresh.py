@@ -101,6 +101,25 @@ def _gpt2(family, layers, hidden, heads, head_dim, kv_heads, vocab, context) -> 
 
 
 @torch.no_grad()
+def rescaled(model: PreTrainedModel, *, by: float) -> PreTrainedModel:
+    """``model`` with its final norm's weight divided and its output head multiplied by ``by``, in place.
+
+    No output changes (by a power of two not even in its last bit), but every hidden state behind the final norm does,
+    and every gradient there: a comparison that this moves compares coordinates. Raises ``ValueError`` unless ``by``
+    is positive, and for a model whose head is tied to its embeddings, whose inputs this would move.
+    """
+    head = model.get_output_embeddings().weight
+    if not by > 0:
+        raise ValueError(f"by: expected a positive number, got {by}")
+    if head is model.get_input_embeddings().weight:
+        raise ValueError("model: expected a head of its own, got one that is tied to the embeddings")
+    norm = model.get_decoder().norm
+    norm.weight.div_(by)
+    head.mul_(by)
+    return model
+
+
+@torch.no_grad()
 def _draw(model: nn.Module, gain: float, generator: torch.Generator) -> None:
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = id(model.get_output_embeddings().weight)

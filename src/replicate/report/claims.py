@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from replicate.report import markdown
-from replicate.report.verdicts import VOCABULARY, WHOSE, Kind, Verdict, Verdicts, asked_criterion, number
+from replicate.report.rows import VOCABULARY, WHOSE, Kind, Verdict, asked_criterion, number
+from replicate.report.verdicts import Verdicts
 
 
 def load(folder: str | os.PathLike) -> list[Verdicts]:

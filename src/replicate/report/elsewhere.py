@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicate.report import claims, verdicts
+from replicate.report import claims
+from replicate.report.rows import Verdict
 from replicate.report.verdicts import Verdicts
 
 Key = tuple[str, str]
@@ -36,7 +37,7 @@ def load(folder: Path) -> dict[str, list[Verdicts]]:
 
 def ranges(runs: Iterable[list[Verdicts]]) -> dict[Key, Seen]:
     """Each claim's :class:`Seen` over ``runs``."""
-    rows: dict[Key, list[verdicts.Verdict]] = {}
+    rows: dict[Key, list[Verdict]] = {}
     for tables in runs:
         for table in tables:
             for row in table:
@@ -44,7 +45,7 @@ def ranges(runs: Iterable[list[Verdicts]]) -> dict[Key, Seen]:
     return {key: _seen(found) for key, found in rows.items()}
 
 
-def _seen(rows: list[verdicts.Verdict]) -> Seen:
+def _seen(rows: list[Verdict]) -> Seen:
     values = [row.value for row in rows if row.value is not None]
     low, high = (min(values), max(values)) if values else (None, None)
     return Seen(len(rows), low, high, frozenset(row.verdict for row in rows))
@@ -62,5 +63,5 @@ def disagreements(published: list[Verdicts], runs: Mapping[str, list[Verdicts]])
     ]
 
 
-def _same(tables: list[Verdicts], notebook: str, claim: str) -> list[verdicts.Verdict]:
+def _same(tables: list[Verdicts], notebook: str, claim: str) -> list[Verdict]:
     return [row for table in tables if table.notebook == notebook for row in table if row.claim == claim]

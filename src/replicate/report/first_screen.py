@@ -7,8 +7,9 @@ verdicts any more is an error, so that the page cannot go on saying it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from replicate.report import claims, markdown, verdicts
-from replicate.report.verdicts import Verdict, Verdicts
+from replicate.report import claims, markdown
+from replicate.report.rows import Verdict, asked_criterion, number
+from replicate.report.verdicts import Verdicts
 
 
 @dataclass(frozen=True)
@@ -124,4 +125,4 @@ def _number(row: Verdict) -> str:
     for piece in row.quantity.split(": ")[1:] + row.quantity.split("; "):
         if "[" in piece and "]" in piece:
             return piece.split("; ")[0].split(": ")[-1]
-    return f"{verdicts.number(row)} ({verdicts.asked_criterion(row)})"
+    return f"{number(row)} ({asked_criterion(row)})"

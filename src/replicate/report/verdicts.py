@@ -25,67 +25,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from replicate.checks import one_of
 from replicate.files import write_text
 from replicate.report import markdown
+from replicate.report.rows import VOCABULARY, Kind, Polarity, Verdict, criterion, number, table_row
 
 if TYPE_CHECKING:
     from replicate.statistics.over_ladders import OverLadders
 
-VOCABULARY = (
-    "reproduced",
-    "reproduced with a repair",
-    "true but vacuous here",
-    "not reproduced",
-    "not testable here",
-)
-
-Kind = Literal["paper", "background", "ours", "control"]
-Polarity = Literal["supports", "refutes", "empties"]
-
-WHOSE: dict[Kind, str] = {
-    "paper": "the paper's",
-    "background": "background",
-    "ours": "ours",
-    "control": "control",
-}
-
-# What the column "met" says when the criterion is met, and when it is missed.
-_MET: dict[Polarity, tuple[str, str]] = {
-    "supports": ("PASS", "FAIL"),
-    "refutes": ("refuted", "not refuted"),
-    "empties": ("says nothing", "binds"),
-}
-
-# And what stands before the criterion.
-_ASKED: dict[Polarity, str] = {"supports": "", "refutes": "refuted if ", "empties": "says nothing if "}
-
 
 class ControlFailed(AssertionError):
     """A check accepted what it must reject: the rows beside it prove nothing."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One claim: whose it is, the quantity that tests it, what was measured, what was asked of it, the verdict.
-
-    ``source`` says what was measured (toy MDPs, which ladder); ``cell`` is the number of the notebook's code cell;
-    ``passed`` whether the criterion is met, which for a row that ``refutes`` speaks against the claim.
-    """
-
-    claim: str
-    kind: Kind
-    where: str
-    quantity: str
-    value: float | None
-    criterion: str
-    passed: bool
-    verdict: str
-    source: str
-    polarity: Polarity = "supports"
-    cell: int | None = None
 
 
 @dataclass(repr=False)
@@ -117,6 +69,7 @@ class Verdicts:
         if_true: str = "reproduced",
         if_false: str = "not reproduced",
         source: str | None = None,
+        statement: str | None = None,
     ) -> None:
         """Judges ``claim`` by whether ``above < value < below`` (either side may be left out).
 
@@ -128,7 +81,8 @@ class Verdicts:
             raise ValueError(
                 f"check of {claim!r}: expected paper, background or ours, got a control; use control()"
             )
-        self._judge(claim, kind, where, quantity, value, below, above, (if_true, if_false), source)
+        words = (if_true, if_false)
+        self.judge(claim, kind, where, quantity, value, below, above, words, source, statement=statement)
 
     def decide(
         self,
@@ -142,6 +96,7 @@ class Verdicts:
         corrected: float = 0.0,
         if_true: str = "reproduced",
         source: str | None = None,
+        statement: str | None = None,
     ) -> None:
         """Judges ``claim``, that a number exceeds ``above``, by its interval over ladders: the lower end must.
 
@@ -152,9 +107,11 @@ class Verdicts:
         if found.low <= above <= found.high or corrected > 0.05:
             many = f", p = {corrected:.2g} among all questions" if corrected > 0.05 else ""
             because = f"undecided at {above:g}; {said}{many}"
-            self.untestable(claim, kind=kind, where=where, because=because, source=source)
+            self.untestable(
+                claim, kind=kind, where=where, because=because, source=source, statement=statement
+            )
             return
-        how = {"kind": kind, "where": where, "if_true": if_true, "source": source}
+        how = {"kind": kind, "where": where, "if_true": if_true, "source": source, "statement": statement}
         self.check(claim, quantity=f"{said}; lower end", value=found.low, above=above, **how)
 
     def control(
@@ -172,7 +129,7 @@ class Verdicts:
 
         Missing them fails the notebook, see :meth:`require_controls`.
         """
-        self._judge(claim, "control", where, quantity, value, below, above, ("-", "-"), source)
+        self.judge(claim, "control", where, quantity, value, below, above, ("-", "-"), source)
 
     def refutes(
         self,
@@ -185,10 +142,12 @@ class Verdicts:
         below: float | None = None,
         above: float | None = None,
         source: str | None = None,
+        statement: str | None = None,
     ) -> None:
         """A measurement that speaks *against* ``claim`` if ``above < value < below``: then it is not reproduced."""
         words = ("not reproduced", "reproduced")
-        self._judge(claim, kind, where, quantity, value, below, above, words, source, polarity="refutes")
+        how = {"polarity": "refutes", "statement": statement}
+        self.judge(claim, kind, where, quantity, value, below, above, words, source, **how)
 
     def empties(
         self,
@@ -201,13 +160,23 @@ class Verdicts:
         below: float | None = None,
         above: float | None = None,
         source: str | None = None,
+        statement: str | None = None,
     ) -> None:
         """A measurement that shows, if ``above < value < below``, that ``claim`` is true and says nothing here."""
         words = ("true but vacuous here", "reproduced")
-        self._judge(claim, kind, where, quantity, value, below, above, words, source, polarity="empties")
+        how = {"polarity": "empties", "statement": statement}
+        self.judge(claim, kind, where, quantity, value, below, above, words, source, **how)
 
     def untestable(
-        self, claim: str, *, kind: str, where: str, because: str, source: str | None = None
+        self,
+        claim: str,
+        *,
+        kind: str,
+        where: str,
+        because: str,
+        source: str | None = None,
+        statement: str | None = None,
+        routes: str | None = None,
     ) -> None:
         """Records a claim that these parameters cannot test, and the reason."""
         one_of("kind", kind, get_args(Kind))
@@ -222,23 +191,28 @@ class Verdicts:
             verdict="not testable here",
             source=self._source(claim, source),
             cell=self._cell(),
+            statement=statement,
+            routes=routes,
         )
         self.rows.append(row)
 
-    def _judge(
+    def judge(
         self,
-        claim,
-        kind,
-        where,
-        quantity,
-        value,
-        below,
-        above,
-        words,
-        source,
+        claim: str,
+        kind: str,
+        where: str,
+        quantity: str,
+        value: float,
+        below: float | None,
+        above: float | None,
+        words: tuple[str, str],
+        source: str | None,
         *,
         polarity: Polarity = "supports",
+        statement: str | None = None,
+        routes: str | None = None,
     ) -> None:
+        """A row of any kind, with the two verdicts ``words`` for a criterion that is met and one that is missed."""
         if below is None and above is None:
             raise ValueError(f"check of {claim!r}: expected a bound below= or above=, got neither")
         one_of("kind", kind, get_args(Kind))
@@ -249,21 +223,20 @@ class Verdicts:
         passed = (
             math.isfinite(value) and (below is None or value < below) and (above is None or value > above)
         )
-        criterion = " and ".join(
-            f"{sign} {_bound(bound)}" for sign, bound in ((">", above), ("<", below)) if bound is not None
-        )
         row = Verdict(
             claim=claim,
             kind=kind,
             where=where,
             quantity=quantity,
             value=value if math.isfinite(value) else None,
-            criterion=criterion,
+            criterion=criterion(above, below),
             passed=passed,
             verdict=words[0] if passed else words[1],
             source=self._source(claim, source),
             polarity=polarity,
             cell=self._cell(),
+            statement=statement,
+            routes=routes,
         )
         self.rows.append(row)
 
@@ -294,7 +267,7 @@ class Verdicts:
 
     def _repr_markdown_(self) -> str:
         head = markdown.head("whose", "claim", "where", "quantity", "value", "criterion", "met", "verdict")
-        return head + "\n".join(_row(r) for r in self.rows)
+        return head + "\n".join(table_row(r) for r in self.rows)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes ``folder/<notebook>.json`` in one step and returns its path."""
@@ -304,33 +277,6 @@ class Verdicts:
             path, json.dumps({"notebook": self.notebook, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
         )
         return path
-
-
-def _row(r: Verdict) -> str:
-    met = "-" if r.value is None and r.passed else _MET[r.polarity][0 if r.passed else 1]
-    verdict = r.verdict if r.kind == "control" else f"**{r.verdict}**"
-    return markdown.row(
-        WHOSE[r.kind], r.claim, r.where, r.quantity, number(r), asked_criterion(r), met, verdict
-    )
-
-
-def asked_criterion(r: Verdict) -> str:
-    """What was asked of the number; of a row that speaks against its claim, when it does so."""
-    return r.criterion if r.criterion == "-" else _ASKED[r.polarity] + r.criterion
-
-
-def _bound(bound: float) -> str:
-    """A bound in few digits; a tolerance beside a round number is said, not rounded away."""
-    text = f"{bound:.4g}"
-    excess = bound - float(text)
-    return f"{text} {'+' if excess > 0 else '-'} {abs(excess):.0e}" if 1e-15 < abs(excess) < 1e-6 else text
-
-
-def number(r: Verdict) -> str:
-    """What was measured, in the backquotes that nbval passes over; a dash where nothing was asked of a number."""
-    if r.criterion == "-":
-        return "-"
-    return "not finite" if r.value is None else f"`{r.value:.3g}`"
 
 
 def cell_number() -> int | None:

@@ -21,7 +21,8 @@ from replicate.ladder.landmarks import Landmark
 from replicate.lm import costate
 from replicate.lm.shapes import shape_of
 from replicate.models import olmo2
-from replicate.report.verdicts import Verdict, number
+from replicate.models.fresh import rescaled
+from replicate.report.rows import Verdict, number
 from replicate.rl.prompts import Prompts
 from replicate.runs import estimate, jobs
 from replicate.runs.estimate import Plan
@@ -176,6 +177,24 @@ class Look:
         """:meth:`~replicate.report.verdicts.Verdicts.control` on this ladder; no row where it cannot be asked."""
         self.judge(self.run.verdicts.control, claim, **row)
 
+    def verdict(self, key: str, value: Value, **row: Any) -> None:
+        """:class:`~replicate.report.ledger.asked.Asked` on this ladder, see :meth:`judge`."""
+        question = self.run.verdict.question(key)
+        reasons = self._reasons(row.pop("needs", ()), row.pop("unless", ()))
+        source = row.pop("source", None) or self.ladder.kind
+        if not reasons:
+            value = float(value() if callable(value) else value)
+            if math.isfinite(value) or not self.foreign:
+                self.run.verdict(key, value, source=source, **row)
+                return
+            reasons = [f"too little to measure it on: {question.quantity}"]
+        self.run.verdict(key, None, because="; ".join(reasons), source=source, **row)
+
+    def _reasons(self, needs: Sequence[str], unless: Sequence[str | None]) -> list[str]:
+        stages = {rung.stage for rung in self.rungs}
+        reasons = [f"the ladder has no {_NAMES[stage]}" for stage in needs if stage not in stages]
+        return reasons or [reason for reason in unless if reason and self.foreign]
+
     def judge(
         self,
         how: Callable[..., None],
@@ -194,9 +213,7 @@ class Look:
         out as none there (a spread of one prompt) is such a reason, too.
         """
         source = source or self.ladder.kind
-        stages = {rung.stage for rung in self.rungs}
-        reasons = [f"the ladder has no {_NAMES[stage]}" for stage in needs if stage not in stages]
-        reasons = reasons or [reason for reason in unless if reason and self.foreign]
+        reasons = self._reasons(needs, unless)
         if not reasons:
             value = float(value() if callable(value) else value)
             if math.isfinite(value) or not self.foreign:
@@ -209,14 +226,15 @@ class Look:
             self.run.verdicts.untestable(claim, kind=of, where=row["where"], because=because, source=source)
 
 
-def look(run: "NotebookRun", *, rng: np.random.Generator) -> Look:
+def look(run: "NotebookRun", *, rng: np.random.Generator, rescale: float = 1.0) -> Look:
     """Opens the ladder that the parameters name and its landmarks, once their size is known to fit.
 
+    ``rescale`` divides the weight of each rung's final norm and multiplies its head, which leaves all outputs alone.
     For another ladder than the tiny one a line says what is measured and what it will cost. Raises ``ValueError`` with
     one line for a ladder that is too large, for a step that it does not have, and for a tokenizer that cannot say the
     task's prompts.
     """
-    params, number_ = run.params, run.name[:2]
+    params, number_ = run.params, run.name.partition("_")[0]
     ladder = ladder_of(params)
     prompts = landmarks.prompts_for(ladder, _PROMPTS, filler=_FILLER, rng=rng)
     chosen = landmarks.named(ladder, params.RUNGS) or list(ladder)
@@ -225,7 +243,10 @@ def look(run: "NotebookRun", *, rng: np.random.Generator) -> Look:
     plan = estimate.plan_for(number_, size, rungs=rungs, gigabytes=params.MAX_MEMORY_GB)
     if params.LADDER != "tiny":
         print(f"{ladder.kind}: {estimate.said(number_, size, plan, rungs=rungs)}")
-    return Look(run, ladder, prompts, landmarks.landmarks(ladder, prompts, params.RUNGS), plan)
+    found = landmarks.landmarks(ladder, prompts, params.RUNGS)
+    for rung in found if rescale != 1 else ():
+        rescaled(rung.model, by=rescale)
+    return Look(run, ladder, prompts, found, plan)
 
 
 def ladder_of(params: LanguageParameters) -> Ladder:

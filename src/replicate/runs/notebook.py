@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from replicate.ladder.checkpoints import Ladder
 from replicate.report.figures import style
+from replicate.report.ledger.asked import Asked
+from replicate.report.ledger.questions import ledger
 from replicate.report.verdicts import Verdicts, cell_number
 from replicate.runs import closeup, jobs, paths, preflight, study_tables, tables
 from replicate.runs.parameter_files import schema_of
@@ -40,6 +42,7 @@ class NotebookRun:
     params: Any
     folder: Path
     verdicts: Verdicts
+    verdict: Asked
     _look: closeup.Look | None = None
 
     @cached_property
@@ -47,9 +50,9 @@ class NotebookRun:
         """The ladder that the parameters of a notebook from 09 on name (trained first if it is not there)."""
         return jobs.ladder(self.params)
 
-    def look(self, *, rng: "np.random.Generator") -> closeup.Look:
+    def look(self, *, rng: "np.random.Generator", rescale: float = 1.0) -> closeup.Look:
         """The rungs that a notebook from 05 to 08 looks at: see :func:`replicate.runs.closeup.look`."""
-        self._look = closeup.look(self, rng=rng)
+        self._look = closeup.look(self, rng=rng, rescale=rescale)
         return self._look
 
     def tables(self) -> tables.Tables:
@@ -80,8 +83,10 @@ class NotebookRun:
     def finish(self) -> Verdicts:
         """Saves the verdicts under the run's ``verdicts/`` and returns the table, for the last cell to show.
 
-        Raises :class:`~replicate.report.verdicts.ControlFailed` if a control passed what it should reject.
+        Raises :class:`~replicate.report.verdicts.ControlFailed` if a control passed what it should reject, and
+        ``ValueError`` if a row that the notebook's ledger declares was not measured.
         """
+        self.verdict.require_all()
         if self._look and self._look.foreign:
             self.verdicts.rows = closeup.forgive(self.verdicts.rows, self._look.ladder.kind)
         self.verdicts.save(self.folder / "verdicts")
@@ -95,16 +100,20 @@ def start(notebook: str, namespace: Mapping[str, Any], *, source: str | None = N
     One flat file of parameters serves every notebook: those of the others are checked and left alone. Papermill puts
     a mistyped ``-p`` name beside the real ones and only warns; here a name that no notebook knows is an error. Call
     this right after the parameters, in the second code cell, before anything else is defined. ``source`` says what the
-    notebook's rows measure; without it each row says so itself.
+    notebook's rows measure; without it each row says so itself. What a reader may move is declared in the notebook's
+    ledger, and its range is checked.
     """
-    params = schema_of(notebook).parse(_plain_values(namespace), where=notebook)
+    values, asks = _plain_values(namespace), ledger(notebook)
+    for name, knob in asks.knobs.items():
+        knob.checked(values.pop(name, knob.default), where=notebook)
+    params = schema_of(notebook).parse(values, where=notebook)
     if isinstance(params, ScaleParameters):
         preflight.require(params, where=notebook)
     elif isinstance(params, ToyParameters | LanguageParameters):
         preflight.require_folders(params, where=notebook)
     style.use_style()
     verdicts = Verdicts(notebook, source, shift=(cell_number() or _START_CELL) - _START_CELL)
-    return NotebookRun(notebook, params, paths.resolve(params.RUN_DIR), verdicts)
+    return NotebookRun(notebook, params, paths.resolve(params.RUN_DIR), verdicts, Asked(verdicts, asks))
 
 
 def _plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What is generated from the sections of parameters: ``params/smoke.yaml`` and the notebooks' parameter cells."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from replicate.files import write_text
+from replicate.report.ledger.questions import Knob, ledger
 from replicate.runs.params import (
     SECTIONS,
     LanguageParameters,
@@ -41,7 +42,9 @@ def stale(suite: Path, *, write: bool = False) -> list[Path]:
         raise ValueError(f"params: expected the suite's folder, {where}; set REPLICATE_HOME")
     wanted = {suite / "params" / "smoke.yaml": smoke_yaml()}
     for path in notebook_files(suite / "notebooks"):
-        wanted[path] = _with_cell(path, parameter_cell(schema_of(path.stem)))
+        wanted[path] = _with_cell(
+            path, parameter_cell(schema_of(path.stem), ledger(path.stem).knobs.values())
+        )
     old = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     for path in old if write else ():
         write_text(path, wanted[path])
@@ -54,12 +57,13 @@ def smoke_yaml() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def parameter_cell(schema: type[Parameters]) -> str:
-    """The source of a notebook's parameter cell: the schema's defaults as Python literals."""
+def parameter_cell(schema: type[Parameters], knobs: Iterable[Knob] = ()) -> str:
+    """The source of a notebook's parameter cell: the schema's defaults as Python literals, then its knobs."""
     defaults = schema()
     if schema is ScaleParameters:
         return "\n".join([_CELL, *_groups(defaults, "{} = {}".format, _in_python)])
-    return "\n".join(f"{name} = {_in_python(value)}" for name, value in defaults.model_dump().items())
+    lines = [f"{name} = {_in_python(value)}" for name, value in defaults.model_dump().items()]
+    return "\n".join([*lines, *(knob.line for knob in knobs)])
 
 
 def _groups(values: Any, line: Callable[[str, str], str], say: Callable[[Any], str]) -> Iterator[str]:

@@ -48,7 +48,7 @@ def notebooks() -> Path:
 
 def notebook_files(folder: Path, only: Sequence[str] = ()) -> list[Path]:
     """The notebooks in ``folder`` in reading order; with ``only`` those whose names begin so."""
-    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    found = sorted((*folder.glob("[0-9][0-9]_*.ipynb"), *folder.glob("[0-9][0-9][a-z]_*.ipynb")))
     return [path for path in found if not only or path.stem.startswith(tuple(only))]
 
 
