@@ -1,4 +1,4 @@
-"""A rescaling that no output can see: it moves hidden states behind the final norm, and so what hangs on coordinates."""
+"""A rescaling that no output sees moves the hidden states behind the final norm, and all that hangs on coordinates."""
 
 import pytest
 import torch
