@@ -10,13 +10,13 @@ TORCH_INDEX ?=
 NBVAL := $(BIN)/python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env \
 	--nbval-sanitize-with notebooks/sanitize.cfg
 # The notebooks that train or open a ladder.
-ON_LADDERS := $(wildcard notebooks/0[5-9]_*.ipynb notebooks/1*.ipynb)
+ON_LADDERS := $(wildcard notebooks/0[5-9]*.ipynb notebooks/1*.ipynb)
 # Kernels and test workers run side by side: more threads than one each would only fight for the cores.
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: reproduce setup test test-fast test-packaging test-smoke test-elsewhere test-ladders-elsewhere test-seeds \
+.PHONY: reproduce setup test test-fast test-packaging test-smoke test-elsewhere test-ladders-elsewhere test-rescaling test-seeds \
 	elsewhere lab lint notebooks bench gpu gpu-dry test-core test-cluster test-snakemake
 
 setup: $(READY)
@@ -91,6 +91,10 @@ test-elsewhere: export REPLICATE_KERNELS = stand-in
 test-elsewhere: $(READY)-peers
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests
 	$(NBVAL) notebooks
+
+# Does a verdict hang on coordinates? The notebooks that compare costates, rescaled where no output sees it.
+test-rescaling: $(READY)-peers
+	$(BIN)/python -m pytest -m rescaling -n 2 tests/test_rescaling.py
 
 test-ladders-elsewhere: export REPLICATE_KERNELS = stand-in
 test-ladders-elsewhere: $(READY)-peers

@@ -57,17 +57,19 @@ def report(
     readme: Annotated[Path, typer.Option(help="README whose generated blocks are made anew.")] = Path(
         "README.md"
     ),
-    claims: Annotated[Path, typer.Option(help="Page of all claims, made anew.")] = Path("CLAIMS.md"),
+    claims: Annotated[
+        Path, typer.Option(help="Page of all claims, made anew; the glossary beside it.")
+    ] = Path("CLAIMS.md"),
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether both pages are up to date.")
+        bool, typer.Option("--check", help="Only say whether the pages are up to date.")
     ] = False,
     publish: Annotated[
         Path | None, typer.Option(help="First copy this run's small results into RESULTS.")
     ] = None,
 ) -> None:
-    """Makes the README's tables and CLAIMS.md from the results; with --publish, takes over a finished run first."""
+    """Makes the README's tables, CLAIMS.md and GLOSSARY.md anew; with --publish, takes over a finished run first."""
     from replicate.files import write_text
-    from replicate.report import claims_page
+    from replicate.report import claims_page, glossary
     from replicate.report import readme as blocks
     from replicate.runs.main_job import publish_run
 
@@ -76,6 +78,7 @@ def report(
     pages = {
         readme: blocks.render(readme, results),
         claims: claims_page.render(results, results.parent / "elsewhere"),
+        claims.with_name("GLOSSARY.md"): glossary.page(),
     }
     stale = [page for page, text in pages.items() if not page.is_file() or page.read_text() != text]
     for page, text in pages.items():

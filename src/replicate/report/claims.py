@@ -32,22 +32,30 @@ def claims_map(
     kinds: Collection[Kind] = ("paper", "background", "ours"),
     notebooks: str = "",
     seen: Mapping[tuple[str, str], object] | None = None,
+    routes: bool = False,
 ) -> str:
     """A Markdown table of the claims of these ``kinds`` whose verdict is among ``only``, one row each.
 
     ``notebooks`` is the path from the page that will hold the table to the folder of the notebooks; the last column
     links there, in JupyterLab to the cell. ``seen`` says, by notebook and claim, what other runs found; with it there
-    is one more column. Raises ``ValueError`` for a verdict outside the vocabulary.
+    is one more column, and with ``routes`` one that says by which independent routes a number was had. Raises
+    ``ValueError`` for a verdict outside the vocabulary.
     """
     if unknown := set(only) - set(VOCABULARY):
         raise ValueError(f"only: expected verdicts out of {VOCABULARY}, got {sorted(unknown)}")
-    extra = () if seen is None else ("elsewhere",)
+    extra = ("elsewhere",) * (seen is not None) + ("routes that met",) * routes
     head = markdown.head(
         "where", "claim", "verdict", "value", "criterion", *extra, "measured on", "notebook, cell"
     )
     return head + "\n".join(
         _map_row(
-            table, row, notebooks, () if seen is None else (str(seen.get((table.notebook, row.claim), "")),)
+            table,
+            row,
+            notebooks,
+            (
+                *(() if seen is None else (str(seen.get((table.notebook, row.claim), "")),)),
+                *_routes(row, routes),
+            ),
         )
         for table in tables
         for row in _claims(table, kinds)
@@ -59,6 +67,10 @@ def _map_row(table: Verdicts, r: Verdict, notebooks: str, extra: tuple[str, ...]
     verdict = f"**{r.verdict}**"
     where = link(table, r, notebooks)
     return markdown.row(r.where, r.claim, verdict, _asked(r), asked_criterion(r), *extra, r.source, where)
+
+
+def _routes(row: Verdict, wanted: bool) -> tuple[str, ...]:
+    return (row.routes or "",) if wanted else ()
 
 
 def whose(tables: list[Verdicts]) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from replicate.report import claims, elsewhere, verdicts
+from replicate.report import claims, elsewhere, statements, verdicts
 
 AUDITS = Path(__file__).with_name("audits.md")
 """A1 to A10 and B1 to B15, one sentence each, as a Markdown table."""
@@ -22,7 +22,8 @@ stand in the notebooks only.
 | not reproduced | the criterion was missed, or a measurement refutes the claim |
 | not testable here | these parameters, or the records at hand, cannot test it |
 
-A statement that was tested in several readings or settings has several rows.
+A statement of the paper that was tested in several readings or settings has several rows, and one outcome, read
+charitably: {outcomes}.
 
 The column *elsewhere* gives the smallest and the largest value of the same number over other runs, and how many: the
 main job at other seeds, which train other ladders, and under other kernels, which give other weights at one seed as
@@ -33,7 +34,7 @@ What a claim means that cites A1 to A10 (where the paper needs a repair or a lim
 rereading the suite changed in our reading). One that no claim cites is a note on work to come, and no result."""
 
 _KINDS = {
-    "paper": "The paper's statements",
+    "paper": "The paper's",
     "ours": "Ours: repairs, extensions, audits, counterexamples",
     "background": "Background: textbook knowledge that the argument rests on",
 }
@@ -45,9 +46,13 @@ def render(results: Path, elsewhere_folder: Path) -> str:
     if not tables:
         raise ValueError(f"{results}: no verdicts in this folder")
     seen = elsewhere.ranges(runs.values())
-    parts = [_INTRODUCTION.format(elsewhere=agreement(tables, runs)), claims.whose(tables)]
+    outcomes = "; ".join(f"*{word}*: {meaning}" for word, meaning in statements.OUTCOMES.items())
+    parts = [_INTRODUCTION.format(elsewhere=agreement(tables, runs), outcomes=outcomes)]
+    parts += ["## The paper's statements, each from all its rows", statements.tally(tables)]
+    parts += [statements.table(tables, notebooks="notebooks"), "## Rows", claims.whose(tables)]
     for kind, title in _KINDS.items():
-        parts += [f"## {title}", claims.claims_map(tables, kinds=(kind,), notebooks="notebooks", seen=seen)]
+        how = {"notebooks": "notebooks", "seen": seen, "routes": kind == "paper"}
+        parts += [f"### {title}", claims.claims_map(tables, kinds=(kind,), **how)]
     parts += ["## Audits", _AUDITS_INTRODUCTION, AUDITS.read_text().strip()]
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""The README's first screen: the answer in three lines and six rows, every number from a verdict of the published run.
+"""The README's first screen: the answer in four lines and six rows, every number from a verdict of the published run.
 
 Which row answers which question stands here; what it says comes from the results. A claim that is not among the
 verdicts any more is an error, so that the page cannot go on saying it.
@@ -14,17 +14,25 @@ from replicate.report.verdicts import Verdicts
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the page: in what words, which verdict (the notebook's two digits and the claim) gives its number,
-    and for a row what it depends on and what the number is."""
+    """One line of the page: in what words, which verdict (the notebook's two digits, and the claim or the row's key in
+    its ledger) gives its number, and for a row what it depends on and what the number is."""
 
     words: str
     notebook: str
-    claim: str
+    claim: str = ""
     depends: str = ""
     number: str = ""
+    key: str = ""
 
 
 ANSWER = (
+    Line(
+        "**What discrete RL sends back is, in expectation, exactly the value gradient of whatever continuous state the "
+        "policy reads**, with no relaxation and no entropy term: more than Theorem 1 claims; what it costs is variance;"
+        " distance of enumeration from finite differences",
+        "05",
+        key="a4_exact",
+    ),
     Line(
         "**A score measured at a checkpoint orders the gains of RL on pretraining runs nobody had looked at**, and no "
         "interval tells it from J_0 (1 - J_0) there; rank correlation",
@@ -91,7 +99,7 @@ ROWS = (
 
 
 def answer(tables: Sequence[Verdicts]) -> str:
-    """The three lines, each with its number and interval."""
+    """The lines, each with its number and interval."""
     return "\n".join(f"- {line.words} {_number(_found(tables, line)[1])}." for line in ANSWER)
 
 
@@ -114,9 +122,10 @@ def rows(tables: Sequence[Verdicts]) -> str:
 def _found(tables: Sequence[Verdicts], line: Line) -> tuple[Verdicts, Verdict]:
     for table in tables:
         for row in table:
-            if table.notebook.startswith(line.notebook) and row.claim == line.claim:
+            known = row.key == line.key if line.key else row.claim == line.claim
+            if table.notebook.startswith(f"{line.notebook}_") and known:
                 return table, row
-    where = f"none in notebook {line.notebook} on {line.claim!r}"
+    where = f"none in notebook {line.notebook} on {line.key or line.claim!r}"
     raise ValueError(f"verdicts: {where}; the README's first screen needs it")
 
 

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from replicate.report import claims, claims_page, elsewhere, first_screen
+from replicate.report import claims, claims_page, elsewhere, first_screen, statements
 from replicate.report.verdicts import Verdicts
 
 
@@ -19,7 +19,8 @@ def claims_block(folder: Path, elsewhere_folder: Path) -> str:
     tables = _verdicts(folder)
     agreement = claims_page.agreement(tables, elsewhere.load(elsewhere_folder))
     return (
-        f"{claims.whose(tables)}\n\nA statement that was tested in several readings has several rows. Every claim with "
+        f"{statements.tally(tables)} [CLAIMS.md](CLAIMS.md) lists them. Counted by rows, of which a statement that was "
+        f"tested in several readings has several:\n\n{claims.whose(tables)}\n\nEvery row with "
         "its number and the range of that number on other ladders and under other kernels: [CLAIMS.md](CLAIMS.md). "
         f"{agreement}"
     )

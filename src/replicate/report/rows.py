@@ -40,7 +40,8 @@ class Verdict:
 
     ``source`` says what was measured (toy MDPs, which ladder); ``cell`` is the number of the notebook's code cell;
     ``passed`` whether the criterion is met, which for a row that ``refutes`` speaks against the claim. ``statement`` is
-    the key of the paper's statement that a row of kind ``paper`` judges, ``routes`` the independent routes that met.
+    the key of the paper's statement that a row of kind ``paper`` judges, ``routes`` the independent routes that met,
+    and ``key`` the row's name in the notebook's ledger.
     """
 
     claim: str
@@ -56,6 +57,7 @@ class Verdict:
     cell: int | None = None
     statement: str | None = None
     routes: str | None = None
+    key: str | None = None
 
     def __repr__(self) -> str:
         """Short, and without digits: nbval compares it between machines."""

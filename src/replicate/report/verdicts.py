@@ -177,6 +177,7 @@ class Verdicts:
         source: str | None = None,
         statement: str | None = None,
         routes: str | None = None,
+        key: str | None = None,
     ) -> None:
         """Records a claim that these parameters cannot test, and the reason."""
         one_of("kind", kind, get_args(Kind))
@@ -193,6 +194,7 @@ class Verdicts:
             cell=self._cell(),
             statement=statement,
             routes=routes,
+            key=key,
         )
         self.rows.append(row)
 
@@ -211,6 +213,7 @@ class Verdicts:
         polarity: Polarity = "supports",
         statement: str | None = None,
         routes: str | None = None,
+        key: str | None = None,
     ) -> None:
         """A row of any kind, with the two verdicts ``words`` for a criterion that is met and one that is missed."""
         if below is None and above is None:
@@ -237,6 +240,7 @@ class Verdicts:
             cell=self._cell(),
             statement=statement,
             routes=routes,
+            key=key,
         )
         self.rows.append(row)
 

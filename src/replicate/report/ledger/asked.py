@@ -42,7 +42,7 @@ class Asked:
         if (key, claim) in self._answered:
             raise ValueError(f"{key}: expected one answer, got a second to {claim!r}")
         self._answered.add((key, claim))
-        of = {"statement": question.statement, "routes": question.routes}
+        of = {"key": key, "statement": question.statement, "routes": question.routes}
         if value is None:
             row = {"kind": question.whose, "where": question.where, "because": because or "no number", **of}
             self.table.untestable(claim, **row, source=source)
