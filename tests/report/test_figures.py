@@ -68,7 +68,7 @@ def test_components_of_a_study_are_geometric_means_over_its_ladders(study):
     left, right = nb11.components(study).axes
     drawn = {line.get_label(): line.get_ydata() for line in [*left.lines, *right.lines]}
     expected = np.exp(np.log(study.V).groupby(study.step).mean())
-    assert drawn["$V$"].tolist() == pytest.approx(expected.tolist())
+    assert drawn["$\\mathcal{V}$"].tolist() == pytest.approx(expected.tolist())
     assert drawn["$H$"].tolist() == pytest.approx(study.groupby("step").H.mean().tolist())
     assert drawn["entropy / first"][0] == pytest.approx(1)
 

@@ -30,13 +30,13 @@ def diagonal(ax: "Axes", x, y) -> None:
 
 _TYPESET = {
     "law": "law: $\\kappa/\\sqrt{E|\\hat\\lambda|^2}$",
-    "S = (V - Delta) H, one costate": "$(V - \\Delta)\\,H$, one costate",
-    "V": "$V$",
-    "V H": "$V H$",
+    "S = (V - Delta) H, one costate": "$(\\mathcal{V} - \\Delta)\\,\\mathcal{H}$, one costate",
+    "V": "$\\mathcal{V}$",
+    "V H": "$\\mathcal{V}\\,\\mathcal{H}$",
     "J_0": "$J_0$",
     "J_0 (1 - J_0)": "$J_0 (1 - J_0)$",
     "spline in J_0": "spline in $J_0$",
-    "headroom H": "headroom $H$",
+    "headroom H": "headroom $\\mathcal{H}$",
     "|grad_theta J|^2": "$|\\nabla_\\theta J|^2$",
 }
 

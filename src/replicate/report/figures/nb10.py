@@ -35,8 +35,8 @@ _COLOURS = {
     "the answer": VERMILION,
 }
 _SIDES = {
-    "paper": ("paper's form, $C\\,H/\\log V$", VERMILION, "-"),
-    "spread": ("$\\|B\\|\\,H/(2\\ln2)$", ORANGE, "-"),
+    "paper": ("paper's form, $C\\,H/\\log|\\mathrm{vocabulary}|$", VERMILION, "-"),
+    "spread": ("$\\|\\mathbf{M}\\|\\,H/(2\\ln2)$", ORANGE, "-"),
     "pairs": ("sharpest right side: $H$ in bits", PURPLE, "--"),
     "exact": ("exact left side", BLUE, "-"),
 }

@@ -65,7 +65,7 @@ def components(frame: pd.DataFrame) -> "Figure":
         ("empirical", "$E|\\hat\\lambda|^2$", GREY, "-"),
         ("delta", "$\\Delta$", VERMILION, "--"),
         ("kappa", "$\\kappa$", GREEN, "-"),
-        ("V", "$V$", BLUE, "--"),
+        ("V", "$\\mathcal{V}$", BLUE, "--"),
     ):
         shown = frame[["ladder", "step", column]].assign(**{column: frame[column].where(frame[column] > 0)})
         _draw(left, shown.dropna(), "step", column, colour=colour, label=name, style=style, logarithm=True)

@@ -201,7 +201,7 @@ def _headroom_inset(ax: "Axes", table: pd.DataFrame) -> None:
     inset.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds], fontsize=8)
     inset.tick_params(axis="x", labelsize=8)
     inset.set_xlim(-1, 1)
-    inset.set_title("$V - \\Delta$ times other headrooms", fontsize=9)
+    inset.set_title("$\\mathcal{V} - \\Delta$ times other headrooms", fontsize=9)
 
 
 def _choices(ax: "Axes", curve: pd.DataFrame, choices: Mapping[str, Sequence]) -> None:
