@@ -42,7 +42,7 @@ class Growth(NamedTuple):
     typical: float
 
 
-def estimates(mdp: SineMap, horizons: list[int], *, points: int = 256) -> list[Estimate]:
+def estimates(mdp: SineMap, horizons: list[int], *, points: int = 128) -> list[Estimate]:
     """The exact estimates "PD", "SF" (whole return) and "SF, to go" (reward-to-go, mean baseline) at each horizon.
 
     Rewards are at t = 0..horizon-1, undiscounted. The baseline of the last is E r_t, the limit of leaving one out of a
@@ -71,7 +71,7 @@ def estimates(mdp: SineMap, horizons: list[int], *, points: int = 256) -> list[E
     return found
 
 
-def growth(mdp: SineMap, *, points: int = 256) -> Growth:
+def growth(mdp: SineMap, *, points: int = 128) -> Growth:
     """log of the largest eigenvalue of p(s' given s) (gain cos s)^2, and twice the Lyapunov exponent.
 
     The second is the mean of log (gain cos s)^2 under the stationary density; a positive one is what chaos means.

@@ -46,15 +46,17 @@ def tangents(curves: pd.DataFrame, slopes: pd.DataFrame, *, at: float, reach: fl
         ax.plot(at, height, "o", color=BLACK, zorder=5, ms=6)
         touch = abs(found["PD"] - found["SF"]) < 0.1 * max(abs(found))
         ax.set_title(f"{signal}: {'both slopes touch' if touch else 'PD misses the slope'}")
-        for kind, y in (("SF", 0.14), ("PD", 0.03)):
-            said = f"{kind} finds {found[kind]:.2f}"
-            ax.annotate(said, (0.98, y), xycoords="axes fraction", color=_COLOURS[kind], ha="right")
+        low, high = ax.get_ylim()
+        ax.set_ylim(low - 0.3 * (high - low), high)
+        for kind, x, side in (("SF", 0.03, "left"), ("PD", 0.97, "right")):
+            said = f"{kind} {found[kind]:.2f}"
+            ax.annotate(said, (x, 0.05), xycoords="axes fraction", color=_COLOURS[kind], ha=side)
         ax.set_xlabel(r"$\mu$ (or $a$)")
-    ends = curves[curves["signal"] == signals[-1]].iloc[20]
-    axes[-1].annotate(r"$J(\mu)$", (ends["mu"], ends["J"]), (2, 8), textcoords="offset points")
-    axes[-1].annotate(
-        r"$\varphi(a)$", (ends["mu"], ends["phi"]), (-8, 4), textcoords="offset points", color="0.45"
-    )
+        if signal == "kink":
+            middle = part.iloc[(part["mu"]).abs().argmin()]
+            where = {"textcoords": "offset points", "ha": "center"}
+            ax.annotate(r"$J(\mu)$", (0, middle["J"]), (0, 7), **where)
+            ax.annotate(r"$\varphi(a)$", (0, middle["phi"]), (0, -14), color="0.45", **where)
     return figure
 
 
@@ -98,14 +100,16 @@ def narrowing(table: pd.DataFrame, *, n: int) -> "Figure":
         color=VERMILION,
         ha="right",
     )
-    ax.set_title(f"Average first, then narrow: right. Narrow first: zero   (mean of {n} quotients, 2 s.e.)")
+    ax.set_ylim(min(-0.7, ax.get_ylim()[0]), max(2.2, ax.get_ylim()[1]))
+    ax.set_title(f"Average first, then narrow: right. Narrow first: zero. ({n} samples)")
     return figure
 
 
-def curvature(exact: pd.DataFrame, sampled: pd.DataFrame, *, at: float) -> "Figure":
-    """Variance of one sample along the wave's frequency: exact lines, sampled dots, a band a winner, ``at`` marked.
+def curvature(exact: pd.DataFrame, sampled: pd.DataFrame, *, at: float, here: dict[str, float]) -> "Figure":
+    """Variance of one sample along the wave's frequency: exact lines, sampled dots, a band a winner.
 
-    ``exact`` has the columns ``omega, SF, PD``; ``sampled`` has ``omega, estimator, variance, standard error``.
+    ``exact`` has the columns ``omega, SF, PD``; ``sampled`` has ``omega, estimator, variance, standard error``. The
+    two variances ``here`` at the frequency ``at`` are written out.
     """
     figure, ax = panels(1, 1, width=7.2, height=3.8)
     for kind in ("SF", "PD"):
@@ -116,21 +120,19 @@ def curvature(exact: pd.DataFrame, sampled: pd.DataFrame, *, at: float) -> "Figu
     crossing = exact.loc[(exact["PD"] > exact["SF"]).idxmax(), "omega"]
     ax.axvspan(exact["omega"].min(), crossing, color=BLUE, alpha=0.08, lw=0)
     ax.axvspan(crossing, exact["omega"].max(), color=VERMILION, alpha=0.08, lw=0)
-    ax.axvline(at, color="0.4", lw=1, ls=":")
     ax.set(
         xscale="log", yscale="log", xlabel=r"frequency $\omega$ of the wave", ylabel="variance of one sample"
     )
     top = ax.get_ylim()[1]
-    ax.annotate(
-        "pathwise varies less", (exact["omega"].min(), top), (4, -12), textcoords="offset points", color=BLUE
-    )
-    ax.annotate(
-        "score function varies less", (crossing, top), (4, -12), textcoords="offset points", color=VERMILION
-    )
-    ax.annotate(
-        rf"$\omega = {at:g}$", (at, ax.get_ylim()[0]), (4, 6), textcoords="offset points", color="0.4"
-    )
-    ax.set_xlim(exact["omega"].min(), exact["omega"].max() * 1.35)
+    ax.set_ylim(None, 5 * top)
+    below = {"textcoords": "offset points", "va": "top"}
+    ax.annotate("pathwise varies less", (exact["omega"].min(), 4 * top), (6, 0), color=BLUE, **below)
+    ax.annotate("score function varies less", (crossing, 4 * top), (6, 0), color=VERMILION, **below)
+    near = exact.iloc[(exact["omega"] - at).abs().argmin()]
+    said = rf"at $\omega = {at:g}$: PD {here['PD']:.2f}, SF {here['SF']:.2f}"
+    low = (at * 1.3, 10 ** (np.log10(ax.get_ylim()).mean() - 1.5))
+    ax.annotate(said, (at, min(near["SF"], near["PD"])), low, arrowprops={"arrowstyle": "-", "color": "0.4"})
+    ax.set_xlim(exact["omega"].min() / 1.1, exact["omega"].max() * 1.35)
     ax.set_title("On a smooth wave, curvature decides which estimator varies less")
     return figure
 
@@ -192,21 +194,22 @@ def stiff(exact: pd.DataFrame, sampled: pd.DataFrame, titles: dict[float, str]) 
     ``exact`` has the columns ``gain, estimator, horizon, variance``; ``sampled`` adds ``standard error``. ``titles``
     says what each gain shows.
     """
-    names = {"PD": "PD", "SF": "SF, whole return", "SF, to go": "SF, to go,\nbaseline"}
-    figure, axes = panels(1, len(titles), width=10.4, height=3.7, sharey=True)
+    names = {"PD": "PD", "SF": "SF, whole\nreturn", "SF, to go": "SF, to go,\nbaseline"}
+    figure, axes = panels(1, len(titles), width=10.4, height=3.7)
     for ax, (gain, title) in zip(axes, titles.items(), strict=True):
-        for kind in names:
+        last = exact[exact["gain"] == gain].groupby("estimator")["variance"].last()
+        close = np.log(last["SF"] / last["SF, to go"]) < np.log(last.max() / last.min()) / 8
+        said = names | {"SF": "both SF", "SF, to go": ""} if close else names
+        for kind, name in said.items():
             rows = exact[(exact["gain"] == gain) & (exact["estimator"] == kind)]
             dots = sampled[(sampled["gain"] == gain) & (sampled["estimator"] == kind)]
             ax.plot(rows["horizon"], rows["variance"], color=_COLOURS[kind], lw=2)
             _points(ax, dots["horizon"], dots["variance"], dots["standard error"], _COLOURS[kind])
-            if ax is axes[0]:
-                _label(ax, rows["horizon"].iloc[-1], rows["variance"].iloc[-1], names[kind], _COLOURS[kind])
+            _label(ax, rows["horizon"].iloc[-1], rows["variance"].iloc[-1], name, _COLOURS[kind])
         ax.set(title=rf"gain $\chi = {gain:g}$: {title}", xlabel="horizon $T$ (steps)", yscale="log")
         ax.set_xticks(rows["horizon"].unique())
-    span = exact["horizon"].max()
-    axes[0].set_xlim(None, span * 1.75)
-    axes[0].set_ylabel("variance of one rollout")
+        ax.set_xlim(None, exact["horizon"].max() * 1.4)
+    axes[0].set_ylabel("variance of one rollout (scales differ)")
     return figure
 
 
@@ -229,6 +232,8 @@ def growth(table: pd.DataFrame) -> "Figure":
     ax.annotate("explodes\nwithout\nchaos", (middle, table["typical"].min()), ha="center", color="0.25")
     ax.set(xlabel=r"gain $\chi$ of the sine map", ylabel="log growth per step")
     ax.set_xlim(table["gain"].min(), table["gain"].max() * 1.32)
+    ax.set_ylim(None, 2.7)
+    ax.set_xticks([1, 2, 3, 4])
     ax.set_title("The pathwise variance explodes before the map is chaotic")
     return figure
 
