@@ -158,6 +158,33 @@ def test_pathwise_is_zero_on_a_step_and_score_function_is_right():
     assert est.pathwise(step, mu, law, 10, generator=generator()).abs().max() == 0
 
 
+def test_where_autograd_has_no_graph_the_slope_is_measured_all_the_same():
+    """A smooth signal cut off from the graph has the slope it has; a step that autograd knows has its zero twice."""
+    mu, law = f64([0.3, -0.2]), Normal(f64(0.0), f64(0.5))
+    cut = est.pathwise(lambda a: smooth(a.detach()), mu, law, 500, generator=generator())
+    known = est.pathwise(smooth, mu, law, 500, generator=generator())
+    assert (cut - known).abs().max() < 1e-6
+    assert known.abs().max() > 0.1
+    known = est.pathwise(lambda a: (1 + torch.sign(a[:, 0])) / 2, mu, law, 500, generator=generator())
+    assert known.abs().max() == 0
+
+
+def test_difference_quotients_are_central_inside_and_one_sided_at_the_ends():
+    x = f64([[0.5], [0.0], [1.0]])
+    found = est.difference_quotients(lambda x: x[:, 0] ** 2, x, step=0.25, low=0.0, high=1.0)[:, 0]
+    assert found.tolist() == pytest.approx([1.0, 0.25, 1.75])
+    both = est.difference_quotients(lambda x: x[:, 0] * x[:, 1], f64([[2.0, 3.0]]), step=0.1)
+    assert both[0].tolist() == pytest.approx([3.0, 2.0])
+
+
+def test_a_uniform_density_has_score_zero_up_to_its_very_ends():
+    law = Uniform(f64(-1.0), f64(1.5))
+    inside = f64([[math.nextafter(-1.0, 0)], [0.3], [math.nextafter(1.5, 0)]])
+    assert est.score(law, inside).abs().max() == 0
+    two = Uniform(f64([-1.0, 0.0]), f64([1.5, 2.0]))
+    assert est.score(two, f64([[0.0, 1.0], [1.4999999999, 1e-12]])).abs().max() == 0
+
+
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(dim=st.integers(1, 4), sigma=st.floats(0.3, 2), shift=st.floats(-2, 2), seed=st.integers(0, 9))
 def test_quadratic_variances_are_what_samples_show(dim, sigma, shift, seed):
