@@ -270,8 +270,8 @@ class LQG(DifferentiableMDP):
         self._check_time(t, horizon)
         return -2 * s @ self.cost_matrices(horizon=horizon, gamma=gamma)[t]
 
-    def costates(self, path: Rollout, *, gamma: float | int) -> Float[Tensor, "batch horizon+1 state"]:
-        """lambda_t = -2 sum_{k>=t} gamma^(k-t) (M^(k-t))^T (Q s_k + K^T R a_k) with M = A + B K, Q and R symmetric.
+    def costates(self, path: Rollout, *, gamma: float | int) -> Float[Tensor, "batch steps state"]:
+        """lambda_t = -2 sum_{k>=t} gamma^(k-t) (M^(k-t))^T (Q s_k + K^T R a_k), t = 0..T; M = A + B K, Q, R symmetric.
 
         Equation (5) worked out by hand along ``path``: powers of one matrix, no recursion and no derivative code.
         """

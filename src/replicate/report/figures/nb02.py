@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MINUS = "\u2212"
+_SCORE_MEAN = {"mec": BLUE, "mfc": "none", "mew": 2, "ms": 15}
+_PATHWISE_MEAN = {"mec": "white", "mfc": VERMILION, "ms": 9}
+_TRUTH = {"color": BLACK, "mew": 2, "ms": 12}
 
 
 def written(table: pd.DataFrame, form: str) -> str:
@@ -75,7 +78,7 @@ def planted_errors(table: pd.DataFrame) -> "Figure":
         colours = [BLUE, *[VERMILION] * (len(part) - 1)]  # the first row is no slip
         ax.barh(rows, errors, color=colours, height=0.62)
         for row, error, colour in zip(rows, errors, colours, strict=True):
-            text = f"{error:.0f} %" if error > 1e-3 else "0 (to eleven digits or more)"
+            text = f"{error:.0f} %" if error > 1e-3 else "0 (to ten digits or more)"
             ax.annotate(text, (error, row), (4, 0), textcoords="offset points", va="center", color=colour)
         ax.set_yticks(rows, part["slip"])
         ax.set(
@@ -86,6 +89,7 @@ def planted_errors(table: pd.DataFrame) -> "Figure":
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
     axes[-1].set_xlabel("relative error against finite differences (%)")
+    figure.suptitle("Without a slip the error is nil, and every slip is seen", x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -104,36 +108,43 @@ def riccati(cloud: pd.DataFrame, slopes: pd.DataFrame) -> "Figure":
     ends = np.array([edges[0], edges[-1]]) * 1.25
     left.plot(ends, ends, color=BLACK, lw=1)
     left.errorbar(middle["g"], middle["costate"], error, fmt="o", color=BLUE, ms=6)
-    left.annotate("single costates", _at(left, 0.04, 0.93), xycoords="axes fraction", color="0.4")
-    left.annotate("their means in bins", _at(left, 0.04, 0.86), xycoords="axes fraction", color=BLUE)
-    left.annotate(r"equality", _at(left, 0.04, 0.79), xycoords="axes fraction", color=BLACK)
+    left.annotate("single costates", (0.04, 0.93), xycoords="axes fraction", color="0.4")
+    left.annotate("their means in bins", (0.04, 0.86), xycoords="axes fraction", color=BLUE)
+    left.annotate("equality", (0.04, 0.79), xycoords="axes fraction", color=BLACK)
     spread = np.abs(some["costate"]).quantile(0.99)
     left.set(
         title="One costate scatters; the mean is the value gradient",
         xlabel=r"value gradient $g_0(s)$ in closed form (position entry)",
-        ylabel=r"costate $\hat\lambda_0$ of one trajectory".replace(r"\hat", ""),
+        ylabel=r"costate $\lambda_0$ of one trajectory",
         xlim=tuple(ends),
         ylim=(-spread, spread),
     )
     last = slopes["t"].max()
+    ends = slopes[slopes["t"] == last].set_index("entry")["closed form"].sort_values()
+    heights = _spread(ends.to_numpy(), 0.06 * np.ptp(slopes["closed form"]))
     for (entry, part), colour in zip(
         slopes.groupby("entry", sort=False), (BLUE, GREEN, VERMILION), strict=True
     ):
         right.plot(part["t"], part["closed form"], color=colour, lw=1.2)
         right.errorbar(part["t"], part["slope"], 2 * part["standard error"], fmt="o", color=colour)
-        y = part["closed form"].iloc[-1]
-        right.annotate(entry, (last, y), (8, 0), textcoords="offset points", color=colour, va="center")
+        height = heights[ends.index.get_loc(entry)]
+        right.annotate(entry, (last, height), (8, 0), textcoords="offset points", color=colour, va="center")
     right.set(
-        title=r"Dots: slope of $\lambda_t$ in $s_t$, fitted; lines: $-2\mathbf{P}_t$",
+        title=r"At every step the fitted slope (dots) is $-2\mathbf{P}_t$ (lines)",
         xlabel="step $t$",
         ylabel=r"entry of $-2\mathbf{P}_t$ (reward per m, m/s)",
-        xlim=(-0.4, last * 1.32 + 1),
+        xlim=(-0.4, 1.45 * last + 0.5),
+        xticks=range(0, last + 1, 1 + last // 12),
     )
     return figure
 
 
-def _at(ax: "Axes", x: float, y: float) -> tuple[float, float]:
-    return x, y
+def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Ascending ``heights`` moved apart until neighbours are ``gap`` apart, up and down alike at the top."""
+    moved = heights.copy()
+    for k in range(1, len(moved)):
+        moved[k] = max(moved[k], moved[k - 1] + gap)
+    return moved - (moved[-1] - heights[-1]) / 2
 
 
 def value_field(field: pd.DataFrame, clouds: pd.DataFrame, axis_names: tuple[str, str]) -> "Figure":
@@ -149,9 +160,23 @@ def value_field(field: pd.DataFrame, clouds: pd.DataFrame, axis_names: tuple[str
         ax.plot(part["x"].iloc[0], part["y"].iloc[0], "o", color=VERMILION, ms=16, mec="white")
         ax.annotate(place, part[["x", "y"]].iloc[0], ha="center", va="center", color="white", weight="bold")
         _cloud(cell, part)
-        cell.set_title(f"costates at {place}")
-    small[0].legend(loc="best", markerscale=2.5)
+        cell.set_title(f"{place}: two clouds, one centre")
+    figure.legend(handles=_kinds(), loc="outside lower center", ncols=5)
     return figure
+
+
+def _kinds() -> list:
+    """What the marks of :func:`_cloud` are."""
+    from matplotlib.lines import Line2D
+
+    marks = (
+        ("score function, single", ".", {"color": SKY, "ms": 7}),
+        ("pathwise, single", ".", {"color": VERMILION, "ms": 7}),
+        ("score function, mean", "o", _SCORE_MEAN),
+        ("pathwise, mean", "o", _PATHWISE_MEAN),
+        ("value gradient", "+", _TRUTH),
+    )
+    return [Line2D([], [], ls="", marker=marker, label=label, **style) for label, marker, style in marks]
 
 
 def _map(ax: "Axes", field: pd.DataFrame, axis_names: tuple[str, str]) -> None:
@@ -184,21 +209,18 @@ def _map(ax: "Axes", field: pd.DataFrame, axis_names: tuple[str, str]) -> None:
 
 def _cloud(ax: "Axes", part: pd.DataFrame) -> None:
     """Single costates of two estimators, the mean of each and the value gradient."""
-    for kind, colour in (("score function", SKY), ("pathwise", VERMILION)):
-        v = part[part["kind"] == kind]
-        ax.plot(
-            v["v_x"], v["v_y"], ".", color=colour, ms=3, alpha=0.6, mew=0, label=f"{kind}, single", zorder=2
-        )
-    for kind, colour, edge in (("score function", BLUE, "white"), ("pathwise", VERMILION, "white")):
-        v = part.loc[part["kind"] == kind, ["v_x", "v_y"]].mean()
-        ax.plot(*v, "o", color=colour, mec=edge, ms=9, label=f"{kind}, mean", zorder=4)
+    kinds = (("score function", SKY, _SCORE_MEAN), ("pathwise", VERMILION, _PATHWISE_MEAN))
+    for order, (kind, colour, mean) in enumerate(kinds):
+        v = part.loc[part["kind"] == kind, ["v_x", "v_y"]]
+        ax.plot(v["v_x"], v["v_y"], ".", color=colour, ms=3, alpha=0.6, mew=0, zorder=2)
+        ax.plot(*v.mean(), "o", zorder=4 + order, **mean)
     truth = part[part["kind"] == "value gradient"]
-    ax.plot(truth["v_x"], truth["v_y"], "+", color=BLACK, ms=18, mew=2, label="value gradient", zorder=5)
-    score = part[part["kind"] == "score function"]
+    ax.plot(truth["v_x"], truth["v_y"], "+", zorder=6, **_TRUTH)
     for axis, name in (("x", "v_x"), ("y", "v_y")):
-        low, high = score[name].quantile([0.01, 0.99])
-        getattr(ax, f"set_{axis}lim")(low, high)
-    ax.set(xlabel="angle entry", ylabel="velocity entry")
+        ends = part.groupby("kind")[name].quantile([0.01, 0.99])
+        getattr(ax, f"set_{axis}lim")(ends.min(), ends.max())
+    ax.locator_params(nbins=5)
+    ax.set(xlabel="costate, angle entry", ylabel="costate, velocity entry")
 
 
 def averages(table: pd.DataFrame) -> "Figure":
@@ -216,8 +238,10 @@ def averages(table: pd.DataFrame) -> "Figure":
         text = f"{name}\nslope {fit.slope:.3f} [{fit.low:.3f}, {fit.high:.3f}]".replace("-0", f"{_MINUS}0")
         ax.annotate(text, (n[-1], rms[-1]), (10, -9), textcoords="offset points", color=colour, fontsize=9)
     sizes = table["n"].unique()
+    square = np.log(table.pivot(index="n", columns="estimator", values="rms")).mean()
+    times = np.exp(2 * (square["score function"] - square["pathwise"]))
     ax.set(
-        title="Both means close in like $n^{-1/2}$ (lines: slope exactly $-1/2$)",
+        title=f"One slope, $-1/2$; the score function needs {times:.1f} times as many costates",
         xscale="log",
         yscale="log",
         xlabel="costates averaged, $n$",
@@ -229,40 +253,41 @@ def averages(table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def interchange(jump: pd.DataFrame, bound: pd.DataFrame) -> "Figure":
+def interchange(jump: pd.DataFrame, bound: pd.DataFrame, curves: pd.DataFrame) -> "Figure":
     """Where the mean costate is not the slope of the value: left a jump, right functions without an integrable bound.
 
-    ``jump`` has the columns ``s, slope, costate, score, error`` (two standard errors); ``bound`` has
-    ``s, slope, costate``, with one row at s = 0.
+    ``jump`` has the columns ``s, costate, score, error`` (two standard errors); ``bound`` has ``s, costate``, with one
+    row at s = 0; ``curves`` has ``task, s, slope`` with the tasks ``jump`` and ``bound``.
     """
-    figure, (left, right) = panels(1, 2, width=10.0, height=3.9)
-    left.plot(jump["s"], jump["slope"], color=BLUE, lw=2)
-    left.errorbar(jump["s"], jump["score"], jump["error"], fmt="o", color=GREEN, ms=5)
-    left.plot(jump["s"], jump["costate"], "s-", color=VERMILION, lw=1, ms=5)
-    peak = jump["slope"].max()
-    left.annotate("slope of the value", (jump["s"].min(), 0.97 * peak), color=BLUE)
-    left.annotate("mean score-function costate", (jump["s"].min(), 0.87 * peak), color=GREEN)
-    left.annotate("mean pathwise costate: 0", (jump["s"].min(), 0.05 * peak), color=VERMILION)
-    left.set(title="A reward that jumps", xlabel="state $s$", ylabel="slope")
-    rest, at = bound[bound["s"] != 0], bound[bound["s"] == 0]
-    right.plot(rest["s"], rest["slope"], color=BLUE, lw=2)
-    right.plot(rest["s"], rest["costate"], "s", color=VERMILION, ms=4)
-    right.plot(at["s"], at["slope"], "o", color=BLUE, ms=8)
-    right.plot(at["s"], at["costate"], "s", color=VERMILION, ms=8)
-    right.annotate(
-        "slope of the value at 0", at[["s", "slope"]].iloc[0], (12, 3), textcoords="offset points", color=BLUE
+    figure, (left, right) = panels(1, 2, width=10.0, height=3.9, sharey=False)
+    for ax, task in ((left, "jump"), (right, "bound")):
+        part = curves[curves["task"] == task]
+        ax.plot(part["s"], part["slope"], color=BLACK)
+        ax.set(
+            xlabel="state $s$", ylabel="slope", ylim=(-0.08 * part["slope"].max(), 1.2 * part["slope"].max())
+        )
+    left.errorbar(jump["s"], jump["score"], jump["error"], fmt="o", color=BLUE, ms=6)
+    left.plot(jump["s"], jump["costate"], "s", color=VERMILION, ms=6)
+    labels = (
+        ("slope of the value", BLACK),
+        ("mean score-function costate", BLUE),
+        ("mean costate: zero", VERMILION),
     )
+    for height, (label, colour) in zip((0.93, 0.85, 0.11), labels, strict=True):
+        left.annotate(label, (0.03, height), xycoords="axes fraction", color=colour)
+    left.set_title("A reward that jumps: wrong at every state")
+    at = bound["s"] == 0
+    right.plot(bound["s"][~at], bound["costate"][~at], "s", color=VERMILION, ms=6)
+    right.plot(bound["s"][at], bound["costate"][at], "s", color=VERMILION, ms=11)
     right.annotate(
-        "mean costate at 0",
-        at[["s", "costate"]].iloc[0],
-        (12, -3),
+        "mean costate at $s = 0$: zero",
+        (0, 0),
+        (12, 0),
         textcoords="offset points",
         color=VERMILION,
+        va="center",
     )
-    right.set(
-        title="A smooth reward without an integrable bound",
-        xlabel="state $s$",
-        ylabel="slope",
-        ylim=(-0.1, 1.15),
-    )
+    right.annotate("slope of the value", (0.03, 0.93), xycoords="axes fraction", color=BLACK)
+    right.annotate("mean costate elsewhere", (0.03, 0.85), xycoords="axes fraction", color=VERMILION)
+    right.set_title("Differentiable, but no integrable bound: wrong at one")
     return figure
