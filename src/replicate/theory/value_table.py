@@ -31,9 +31,9 @@ class ValueTable:
         horizon: int,
         gamma: float | int,
         fastest: float = 3.0,
-        angles: int = 64,
-        spacing: float = 0.25,
-        nodes: int = 24,
+        angles: int = 96,
+        spacing: float = 0.15,
+        nodes: int = 16,
     ) -> None:
         """Solves backwards from V_T = 0. Raises ``ValueError`` for an empty horizon or a discount outside [0, 1]."""
         check_gamma(gamma)

@@ -27,12 +27,13 @@ _TRUTH = {"color": BLACK, "mew": 2, "ms": 12}
 
 
 def written(table: pd.DataFrame, form: str) -> str:
-    """``table`` as Markdown, its numbers in ``form`` (``"{:.3f}"``) between backquotes, other entries as they are."""
+    """``table``, words before numbers, as Markdown: numbers between backquotes, in ``form`` unless they are whole."""
     numbers = table.select_dtypes("number").columns
-    shown = table.assign(**{name: [f"`{form.format(x)}`" for x in table[name]] for name in numbers})
+    broken = table.select_dtypes("float").columns
+    forms = {name: form if name in broken else "{}" for name in numbers}
+    shown = table.assign(**{name: [f"`{how.format(x)}`" for x in table[name]] for name, how in forms.items()})
     rows = (markdown.row(*(str(cell) for cell in row)) for row in shown.itertuples(index=False))
-    plain = [name for name in table if name not in numbers]
-    return markdown.head(*plain, *numbers, numbers=len(numbers)) + "\n".join(rows)
+    return markdown.head(*table, numbers=len(numbers)) + "\n".join(rows)
 
 
 def pairs(results: dict[str, Float[Tensor, "..."]]) -> pd.DataFrame:
