@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from statsmodels.regression.linear_model import OLS
 
 from replicate.statistics.agreement import monte_carlo_slope, relative_error, worst_z_bound, z_test
-from replicate.theory import adjoint
+from replicate.theory import adjoint, differences
 from replicate.theory.rollout import (
     DifferentiableMDP,
     double_integrator,
@@ -20,12 +20,12 @@ from replicate.theory.rollout import (
 from replicate.theory.toys import Pendulum, SineMap, TanhNetwork
 
 EXACT, DIFFERENCES = 1e-10, 1e-7
-COSTATES = (adjoint.costates, adjoint.costates_by_autograd, adjoint.costates_by_finite_differences)
+COSTATES = (adjoint.costates, adjoint.costates_by_autograd, differences.costates_by_finite_differences)
 GRADIENTS = (
     adjoint.policy_gradient,
     adjoint.policy_gradient_by_sensitivities,
     adjoint.policy_gradient_by_autograd,
-    adjoint.policy_gradient_by_finite_differences,
+    differences.policy_gradient_by_finite_differences,
 )
 
 

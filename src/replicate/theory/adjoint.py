@@ -1,11 +1,11 @@
-"""Costates and value gradients: equations (5) to (9), each by routes that share no derivative code.
+"""Costates and value gradients: equations (5) to (9) with derivatives that PyTorch takes.
 
-The costate is lambda_t = dG_t/ds_t along one noise realisation (5). Here it comes from the backward recursion (6), from
-autograd through the unrolled rollout, and from finite differences; the parameter gradient (7) from the costates, from
-forward sensitivities, from backpropagation through time, and from finite differences.
+The costate is lambda_t = dG_t/ds_t along one noise realisation (5). Here it comes from the backward recursion (6) and
+from autograd through the unrolled rollout; the parameter gradient (7) from the costates, from forward sensitivities and
+from backpropagation through time. These routes share the derivatives of f, r and pi, which are torch.func's, and differ
+in how the chain rule is put together. Routes without any derivative code are in :mod:`replicate.theory.differences`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from replicate.theory.rollout import (
     States,
     check_gamma,
     check_rollout_arguments,
+    return_from,
     returns_to_go,
     rollout,
     sampled_return,
@@ -112,16 +113,6 @@ def costates(
     return adjoint_recursion(d.Dr, d.Df, d.terminal, gamma=gamma)
 
 
-def _return_from(
-    mdp: DifferentiableMDP, t: int, noise: Tensor, transition_noise: Tensor | None, gamma: float
-) -> Callable[[Tensor], Tensor]:
-    """G_t as a function of s_t [batch, state] with the noise from step t on held fixed."""
-    if t == noise.shape[1]:
-        return mdp.terminal_reward
-    zeta = None if transition_noise is None else transition_noise[:, t:]
-    return lambda s: sampled_return(mdp, s, noise[:, t:], gamma=gamma, transition_noise=zeta)
-
-
 def costates_by_autograd(
     mdp: DifferentiableMDP,
     s0: Starts,
@@ -134,44 +125,10 @@ def costates_by_autograd(
     states = rollout(mdp, s0, noise, transition_noise=transition_noise).states
     rows = []
     for t, s in enumerate(states.unbind(1)):
-        G_t = _return_from(mdp, t, noise, transition_noise, gamma)
+        G_t = return_from(mdp, t, noise, transition_noise, gamma)
         # Trajectories of a batch do not meet, so the gradient of the sum holds each one's own gradient.
         rows.append(grad(lambda s, G_t=G_t: G_t(s).sum())(s))  # (5)
     return torch.stack(rows, 1)
-
-
-def costates_by_finite_differences(
-    mdp: DifferentiableMDP,
-    s0: Starts,
-    noise: Actions,
-    *,
-    gamma: float | int,
-    transition_noise: States | None = None,
-    step: float = 5e-4,
-) -> Float[Tensor, "batch horizon+1 state"]:
-    """Definition (5) without derivative code: extrapolated central differences of G_t in s_t.
-
-    The error is of order ``step``^4 plus round-off over ``step``: some 1e-10 relative on smooth tasks, more where they
-    bend sharply.
-    """
-    states = rollout(mdp, s0, noise, transition_noise=transition_noise).states
-    rows = [
-        finite_differences(_return_from(mdp, t, noise, transition_noise, gamma), s, step=step)
-        for t, s in enumerate(states.unbind(1))
-    ]
-    return torch.stack(rows, 1)
-
-
-def finite_differences(
-    f: Callable[[Tensor], Tensor], x: Float[Tensor, "batch dim"], *, step: float = 5e-4
-) -> Float[Tensor, "batch dim"]:
-    """Row-wise gradient of f: [batch, dim] -> [batch] by extrapolated central differences."""
-
-    def central(h: float) -> Tensor:
-        shifts = h * torch.eye(x.shape[1], dtype=x.dtype)
-        return torch.stack([(f(x + e) - f(x - e)) / (2 * h) for e in shifts], 1)
-
-    return (4 * central(step / 2) - central(step)) / 3
 
 
 def policy_gradient(
@@ -246,27 +203,6 @@ def policy_gradient_by_autograd(
     check_rollout_arguments(mdp, s0, noise, transition_noise)
     zeta = torch.zeros_like(noise) if transition_noise is None else transition_noise
     return vmap(grad(one), (None, 0, 0, 0))(mdp.theta, s0, noise, zeta)
-
-
-def policy_gradient_by_finite_differences(
-    mdp: DifferentiableMDP,
-    s0: Starts,
-    noise: Actions,
-    *,
-    gamma: float | int,
-    transition_noise: States | None = None,
-    step: float = 5e-4,
-) -> Float[Tensor, "batch params"]:
-    """dG_0/dtheta of each trajectory by extrapolated central differences with the noise held fixed."""
-
-    def returns(theta: Tensor) -> Tensor:
-        return sampled_return(mdp, s0, noise, gamma=gamma, theta=theta, transition_noise=transition_noise)
-
-    def central(h: float) -> Tensor:
-        shifts = h * torch.eye(len(mdp.theta), dtype=s0.dtype)
-        return torch.stack([(returns(mdp.theta + e) - returns(mdp.theta - e)) / (2 * h) for e in shifts], 1)
-
-    return (4 * central(step / 2) - central(step)) / 3
 
 
 def score_costates(

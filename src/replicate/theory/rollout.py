@@ -7,6 +7,7 @@ the first state. Everything is float64; rewards are dimensionless, and a time st
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -138,6 +139,16 @@ def sampled_return(
     return returns_to_go(path.rewards, path.terminal, gamma=gamma)[:, 0]
 
 
+def return_from(
+    mdp: DifferentiableMDP, t: int, noise: Actions, transition_noise: States | None, gamma: float | int
+) -> Callable[[Starts], Float[Tensor, " batch"]]:
+    """G_t as a function of s_t, the noise from step t on being held fixed."""
+    if t == noise.shape[1]:
+        return mdp.terminal_reward
+    zeta = None if transition_noise is None else transition_noise[:, t:]
+    return lambda s: sampled_return(mdp, s, noise[:, t:], gamma=gamma, transition_noise=zeta)
+
+
 def draw_noise(
     mdp: DifferentiableMDP, batch: int, horizon: int, *, generator: torch.Generator
 ) -> tuple[Actions, States]:
@@ -258,6 +269,21 @@ class LQG(DifferentiableMDP):
         """g_t(s) = dV_t/ds = -2 P_t s in closed form, t in 0..horizon (``ValueError`` otherwise)."""
         self._check_time(t, horizon)
         return -2 * s @ self.cost_matrices(horizon=horizon, gamma=gamma)[t]
+
+    def costates(self, path: Rollout, *, gamma: float | int) -> Float[Tensor, "batch steps state"]:
+        """lambda_t = -2 sum_{k>=t} gamma^(k-t) (M^(k-t))^T (Q s_k + K^T R a_k), t = 0..T; M = A + B K, Q, R symmetric.
+
+        Equation (5) worked out by hand along ``path``: powers of one matrix, no recursion and no derivative code.
+        """
+        check_gamma(gamma)
+        M, Q, R = self.A + self.B @ self.K, _symmetric(self.Q), _symmetric(self.R)
+        slopes = -2 * (path.states[:, :-1] @ Q + path.actions @ R @ self.K)  # D_s r, [batch, horizon, state]
+        power = [gamma**k * torch.linalg.matrix_power(M, k) for k in range(slopes.shape[1])]
+        rows = [
+            sum(slopes[:, k] @ power[k - t] for k in range(t, len(power))) + torch.zeros_like(slopes[:, 0])
+            for t in range(len(power) + 1)
+        ]
+        return torch.stack(rows, 1)
 
     def _check_time(self, t: int, horizon: int) -> None:
         if not 0 <= t <= horizon:
