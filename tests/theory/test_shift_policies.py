@@ -88,6 +88,24 @@ def test_the_variances_of_a_wave_are_what_samples_show(omega, mu, sigma, d_a, se
         assert abs(variance - exact) < 4.5 * error
 
 
+def test_a_ratio_of_variances_comes_with_its_error():
+    """Gaussian columns of variances 4 + 4 and 1 + 1: the ratio is 4, with relative error sqrt(1/n + 1/n)."""
+    generator, n = torch.Generator().manual_seed(0), 20_000
+    x, y = torch.randn(2, n, 2, generator=generator, dtype=torch.float64)
+    ratio, error = shift.variance_ratio(2 * x, y)
+    assert abs(ratio - 4) < 4 * error
+    assert error == pytest.approx(4 * math.sqrt(2 / n), rel=0.05)
+
+
+def test_a_random_quadratic_has_the_stated_slope_and_mean():
+    phi = shift.random_quadratic(3, generator=torch.Generator().manual_seed(0))
+    v = torch.func.grad(lambda a: phi(a[None])[0])(phi.mu)
+    assert torch.equal(phi.H, phi.H.T)
+    assert v.norm().item() == pytest.approx(phi.H.norm().item(), rel=1e-12)
+    xi = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert z_test(phi(phi.mu + 0.7 * xi)[:, None], f64([phi.mean(0.7)])).worst < worst_z_bound(1)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(mu=st.floats(-4, 4), sigma=st.floats(0.1, 3), d_a=st.integers(1, 64))
 def test_at_the_crossing_the_variances_meet_and_change_order(mu, sigma, d_a):
@@ -106,6 +124,13 @@ def test_in_one_dimension_the_crossing_depends_on_the_phase_alone(mu, sigma):
     omega = shift.crossing(mu, sigma)
     assert shift.phase_crossing(math.cos(2 * omega * mu)) == pytest.approx(omega * sigma, rel=1e-9)
     assert 1.1089 < omega * sigma < 1.3194
+
+
+def test_samples_put_the_crossing_at_its_place():
+    draws = 0.6 * torch.randn(12, 20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = f64([[shift.sampled_crossing(xi, 0.3, 0.6)] for xi in draws])
+    assert z_test(found, f64([shift.crossing(0.3, 0.6)])).worst < worst_z_bound(1)
+    assert z_test(found, f64([1.2 / 0.6])).worst > 5
 
 
 def test_in_many_dimensions_the_crossing_is_at_the_root_of_their_number():

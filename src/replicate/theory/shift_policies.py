@@ -1,4 +1,4 @@
-"""Lemma 1, (10), without samples: both sides as integrals, what a jump leaves, and closed forms for waves.
+"""Lemma 1, (10), by integrals and closed forms: its two sides, what a jump leaves, the variances on waves.
 
 The signals are waves, phi(a) = sin(omega a). Both sides of (10) are linear in phi and a signal is a superposition of
 waves, so what holds for all of these holds for the rest; and E sin(omega (mu + xi)) is the imaginary part of
@@ -10,9 +10,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy import optimize
+from torch import Tensor
 
+from replicate.theory import estimators
 from replicate.theory.noise_laws import Law, Numbers
 
 Place = np.number | float | int | Float[np.ndarray, " d_a"]
@@ -58,6 +61,11 @@ def true_gradient(omega: Place, mu: Place, law: Law) -> Place:
     return omega * turn.real
 
 
+def true_mean(omega: float, mu: float, law: Law) -> float:
+    """E sin(omega (mu + xi)) = Im[exp(i omega mu) psi(omega)], in closed form."""
+    return float((np.exp(1j * omega * mu) * law.characteristic(np.asarray(omega))).imag)
+
+
 def scale_sides(phi: Wave, mu: float, sigma: float, law: Law) -> tuple[float, float]:
     """(SF, PD) of d/dsigma E phi(mu + sigma xi), xi ~ ``law``, each its own integral.
 
@@ -78,7 +86,8 @@ def true_scale_gradient(phi: Wave, mu: float, sigma: float, law: Law, *, step: f
     """
 
     def mean(scale: float) -> float:
-        return float((np.exp(1j * phi.omega * mu) * law.characteristic(np.asarray(phi.omega * scale))).imag)
+        # sin(omega (mu + scale xi)) is the wave of frequency omega scale at the location mu / scale
+        return true_mean(phi.omega * scale, mu / scale, law)
 
     halved = (step, step / 2, step / 4)
     first, second, third = ((mean(sigma + h) - mean(sigma - h)) / (2 * h) for h in halved)
@@ -116,6 +125,18 @@ def crossing(mu: float, sigma: float, *, d_a: int = 1) -> float:
     return float(optimize.brentq(difference, reach / 2, 2 * reach, xtol=1e-12))
 
 
+def sampled_crossing(xi: Float[Tensor, " n"], mu: float, sigma: float) -> float:
+    """:func:`crossing` in one dimension from sample variances of the two estimators on the noise ``xi``."""
+    a = mu + xi
+
+    def difference(omega: float) -> float:
+        mean = math.sin(omega * mu) * math.exp(-((omega * sigma) ** 2) / 2)
+        sf = (torch.sin(omega * a) - mean) * xi / sigma**2
+        return (sf.var() - (omega * torch.cos(omega * a)).var()).item()
+
+    return float(optimize.brentq(difference, 0.7 / sigma, 2 / sigma))
+
+
 def phase_crossing(c: float) -> float:
     """Omega sigma = sqrt(u) at the crossing in one dimension, for c = cos(2 omega mu).
 
@@ -146,3 +167,33 @@ def edge_growth(phi: Wave, mu: float, scale: float, *, baseline: float) -> float
     """
     end = scale * math.sqrt(5)
     return 0.75 / end**2 * math.fsum((float(phi(mu + x)) - baseline) ** 2 for x in (-end, end))
+
+
+def variance_ratio(sf: Float[Tensor, "n d_a"], pathwise: Float[Tensor, "n d_a"]) -> tuple[float, float]:
+    """Var_SF / Var_PD of independent samples of either, total variances, and its standard error to first order."""
+    (top, top_error), (bottom, bottom_error) = map(estimators.total_variance, (sf, pathwise))
+    return top / bottom, top / bottom * math.hypot(top_error / top, bottom_error / bottom)
+
+
+class Quadratic(NamedTuple):
+    """phi(a) = a^T H a / 2 + b^T a of each row of ``a``, and the ``mu`` at which its slope is v = H mu + b."""
+
+    H: Float[Tensor, "d_a d_a"]
+    b: Float[Tensor, " d_a"]
+    mu: Float[Tensor, " d_a"]
+
+    def __call__(self, a: Float[Tensor, "n d_a"]) -> Float[Tensor, " n"]:
+        """The signal itself."""
+        return 0.5 * ((a @ self.H) * a).sum(-1) + a @ self.b
+
+    def mean(self, sigma: float | int) -> float:
+        """E phi(mu + xi) under Gaussian noise of scale ``sigma``."""
+        return (self(self.mu[None])[0] + 0.5 * sigma**2 * torch.trace(self.H)).item()
+
+
+def random_quadratic(d_a: int, *, generator: torch.Generator) -> Quadratic:
+    """A symmetric Gaussian H, and the b for which the slope v at ``mu`` has the length of H's Frobenius norm."""
+    H = torch.randn(d_a, d_a, generator=generator, dtype=torch.float64) / d_a**0.5
+    H, v = (H + H.T) / 2, torch.randn(d_a, generator=generator, dtype=torch.float64)
+    mu, v = torch.full((d_a,), d_a**-0.5, dtype=torch.float64), v / v.norm() * H.norm()
+    return Quadratic(H, v - H @ mu, mu)
