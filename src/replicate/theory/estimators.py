@@ -5,17 +5,13 @@ caller's to take. Both estimators draw the same noise from generators in the sam
 autograd, and where autograd has no graph to follow (a step written with ``>``, a uniform density) by differences.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import integrate
 from torch import Tensor
 from torch.distributions import Distribution, Gumbel, Laplace, Normal, StudentT, constraints
-from torch.func import grad, vmap
 
 Phi = Callable[[Tensor], Tensor]
 
@@ -216,61 +212,3 @@ def total_variance(samples: Float[Tensor, "n dim"]) -> tuple[float, float]:
         raise ValueError(f"samples: expected at least 2 rows for a variance, got {n}")
     square = (samples - samples.mean(0)).square().sum(-1)
     return (square.sum() / (n - 1)).item(), (square.std() / n**0.5).item()
-
-
-def lemma_sides(phi: Phi, mu: float, noise: Distribution) -> tuple[float, float]:
-    """Both sides of (10) for one action with dmu/dtheta = 1, by quadrature: (SF, PD), no sampling.
-
-    ``phi`` maps [n, 1] to [n] and is differentiable; it may grow at most as fast as the noise's moments allow.
-    """
-    slope = vmap(grad(lambda a: phi(a[None])[0]))
-
-    def sf(xi: Tensor) -> Tensor:
-        return phi(mu + xi) * -score(noise, xi)[:, 0]
-
-    def pd(xi: Tensor) -> Tensor:
-        return slope(mu + xi)[:, 0]
-
-    return expectation(sf, noise), expectation(pd, noise)
-
-
-def expectation(f: Phi, noise: Distribution) -> float:
-    """E[f(xi)] of a scalar law by tanh-sinh quadrature, f mapping [n, 1] to [n]; some 1e-12 of error, no sampling.
-
-    The axis is cut at 0, so that a kink of the density there (Laplace) falls on an end, where the rule allows it, and
-    at a few scales on either side, so that no level of the rule misses the bulk.
-    """
-
-    def integrand(x: np.ndarray) -> np.ndarray:
-        xi = torch.from_numpy(np.asarray(x, dtype=float).reshape(-1, 1))
-        return (f(xi) * noise.log_prob(xi).exp()[:, 0]).detach().numpy().reshape(np.shape(x))
-
-    low, high = support_ends(noise)
-    cuts = [x for x in (-10.0, -3.0, 0.0, 3.0, 10.0) if low < x < high]
-    ends = itertools.pairwise([low, *cuts, high])
-    return math.fsum(
-        integrate.tanhsinh(integrand, a, b, atol=1e-14, rtol=1e-13, minlevel=5).integral for a, b in ends
-    )
-
-
-def support_ends(noise: Distribution) -> tuple[float, float]:
-    """The two ends of a scalar law's support, infinite ones included."""
-    support = noise.support
-    low = getattr(support, "lower_bound", -math.inf)
-    high = getattr(support, "upper_bound", math.inf)
-    return float(low), float(high)
-
-
-def boundary_term(phi: Phi, mu: float, noise: Distribution) -> float:
-    """[phi(mu + x) p(x)] between the ends of the support: exactly what integration by parts leaves, PD - SF.
-
-    An infinite end contributes nothing; at a finite end the density is the limit from inside.
-    """
-    low, high = support_ends(noise)
-    total = 0.0
-    for end, sign in ((low, -1.0), (high, 1.0)):
-        if math.isfinite(end):
-            inside = torch.tensor([[math.nextafter(end, -sign * math.inf)]], dtype=torch.float64)
-            edge = torch.tensor([[mu + end]], dtype=torch.float64)
-            total += sign * (phi(edge)[0] * noise.log_prob(inside).exp()[0, 0]).item()
-    return total
