@@ -283,10 +283,10 @@ def interchange(jump: pd.DataFrame, bound: pd.DataFrame, curves: pd.DataFrame) -
     right.annotate(
         "mean costate at $s = 0$: zero",
         (0, 0),
-        (12, 0),
+        (0, 12),
         textcoords="offset points",
         color=VERMILION,
-        va="center",
+        ha="center",
     )
     right.annotate("slope of the value", (0.03, 0.93), xycoords="axes fraction", color=BLACK)
     right.annotate("mean costate elsewhere", (0.03, 0.85), xycoords="axes fraction", color=VERMILION)
