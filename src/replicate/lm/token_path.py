@@ -1,9 +1,5 @@
 """The two paths of (20) at one state of a recurrence: through attention and through the token, which Prop. 2 bounds."""
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,13 +10,11 @@ from replicate.lm.gap import (
     softmax_jacobian_norm,
     trace_bound,
 )
-from replicate.lm.paths import Paths, head_jacobian, one_step, paths, paths_at, soft_tokens, step_jacobians
+from replicate.lm.paths import Paths, paths, soft_tokens
 from replicate.lm.recurrence import OneState, Recurrence
 from replicate.lm.relaxed import relaxed_rollout, soft_token
 from replicate.lm.spectra import operator_norm
 from replicate.models.jacobians import jacobian
-
-_ENTRIES = 2**22  # of the Jacobians that path_norms holds at once
 
 
 def relaxed_jacobian(
@@ -32,7 +26,7 @@ def relaxed_jacobian(
     noise: Float[Tensor, "1 vocab"] | None = None,
     straight_through: bool = False,
 ) -> Float[Tensor, "m n"]:
-    """The new rows of ds_{t+1}/ds_t of the relaxed step, differentiated as a whole: the left side of (20)."""
+    """The new rows of ds_{t+1}/ds_t of the relaxed step, differentiated as a whole by autograd: the left of (20)."""
     kept = recurrence.kept(state.shape[1])
 
     def step(s: Tensor) -> Tensor:
@@ -42,67 +36,56 @@ def relaxed_jacobian(
     return jacobian(step, state)[0]
 
 
-def path_norms(
+def relaxations(noise: Float[Tensor, "draws vocab"]) -> dict[str, dict]:
+    """Four ways to soften a token, as options of :func:`paths`; the three noisy ones share ``noise``.
+
+    What is fed, and whose softmax Jacobian goes back: a *soft token* and a *Gumbel-softmax* sample feed what they
+    differentiate; *straight-through* feeds the largest entry of the Gumbel-softmax sample and differentiates that
+    sample; *matched straight-through* feeds the same token, which is a sample of the policy, and differentiates the
+    policy. All four at temperature tau, so that the Jacobian is (1/tau)(diag(p) - p p^T) with one p or another.
+    """
+    return {
+        "soft token": {},
+        "Gumbel-softmax": {"noise": noise},
+        "straight-through": {"noise": noise, "straight_through": True},
+        "matched straight-through": {"noise": noise, "matched": True},
+    }
+
+
+def finite_differences(
     recurrence: Recurrence,
     state: OneState,
     *,
     scale: float = 1.0,
     tau: float = 1.0,
-    noise: Float[Tensor, "draws vocab"] | None = None,
+    noise: Float[Tensor, "1 vocab"] | None = None,
     straight_through: bool = False,
-) -> tuple[Float[Tensor, " draws"], Float[Tensor, " draws"]]:
-    """Operator norms of both paths of (20), one per row of ``noise`` (one without); options are those of :func:`paths`.
+    matched: bool = False,
+) -> tuple[Float[Tensor, "m n"], Float[Tensor, " n"]]:
+    """The left side of (20) without autograd: the new rows of ds_{t+1}/ds_t by central differences of forward passes.
 
-    The first are those of the attention path's new rows, the second those of the path through the token. F is
-    differentiated once per distinct embedding that is fed, so straight-through costs no more than the tokens it meets.
+    A hard token has no derivative of its own; a straight-through step is by definition the derivative of
+
+        s -> F(s, E^T (token fed at s_t + p(s) - p(s_t))),
+
+    which is what is differenced (for soft tokens it is the relaxed step itself). Also returns the step of each entry,
+    in proportion to the size of its block, so that entries of any unit can be compared: J diag(steps). The error is of
+    fourth order in the steps.
     """
-    soft, fed = soft_tokens(recurrence, state, scale, tau, noise, straight_through)
-    head = scale * head_jacobian(recurrence, state)
-    distinct, which = fed.unique(dim=0, return_inverse=True)
-    first = paths_at(recurrence, state, fed[:1], soft[0], head, tau)
-    attention, token = [], []
-    if first.formed:
-        advance, chunk = [], max(1, _ENTRIES // (first.new.shape[1] * state.shape[1]))
-        for e in distinct.split(chunk):
-            from_state, from_token = step_jacobians(*one_step(recurrence, state.expand(len(e), -1), e))
-            attention += [operator_norm(matrix) for matrix in from_state]
-            advance += from_token
-        for i, p in zip(which.tolist(), soft, strict=True):
-            token.append(operator_norm(advance[i] @ (replace(first, soft=p).softened @ head)))
-    else:
-        steps = [paths_at(recurrence, state, e[None], soft[0], head, tau) for e in distinct]
-        attention = [step.attention_new_norm for step in steps]
-        token = [replace(steps[i], soft=p).token_norm for i, p in zip(which.tolist(), soft, strict=True)]
-    return torch.tensor(attention, dtype=torch.float64)[which], torch.tensor(token, dtype=torch.float64)
+    kept = recurrence.kept(state.shape[1])
+    now, fed = soft_tokens(recurrence, state, scale, tau, noise, straight_through, matched)
+    seen = None if matched else noise
 
+    def step(s: Tensor) -> Tensor:
+        p = soft_token(recurrence.logits(s) * scale, tau, seen, False)
+        return recurrence.advance(s, fed + (p - now) @ recurrence.embeddings)[:, kept:]
 
-def relaxations(noise: Float[Tensor, "draws vocab"]) -> dict[str, dict]:
-    """The three ways to soften a token, as options of :func:`paths`; the two noisy ones share ``noise``."""
-    return {
-        "no noise": {},
-        "Gumbel-softmax": {"noise": noise},
-        "straight-through": {"noise": noise, "straight_through": True},
-    }
-
-
-def path_quantiles(
-    recurrence: Recurrence,
-    state: OneState,
-    noise: Float[Tensor, "draws vocab"],
-    *,
-    taus: Sequence[float],
-    tail: float = 0.1,
-) -> list[dict]:
-    """Median and the quantiles ``tail`` and 1 - ``tail`` over the noise of :func:`path_norms`: one row per relaxation,
-    temperature and path, with the keys ``path, way, tau, low, median, high``."""
-    levels = torch.tensor([tail, 0.5, 1 - tail], dtype=torch.float64)
-    rows = []
-    for (way, options), tau in itertools.product(relaxations(noise).items(), taus):
-        norms = path_norms(recurrence, state, tau=tau, **options)
-        for path, x in zip(("attention", "token"), norms, strict=True):
-            low, median, high = x.quantile(levels).tolist()
-            rows.append({"path": path, "way": way, "tau": tau, "low": low, "median": median, "high": high})
-    return rows
+    parts = [part.square().mean().sqrt().expand(part.shape[1]) for part in (state[:, :kept], state[:, kept:])]
+    steps = 1e-3 * min(1.0, tau) * torch.cat(parts)
+    nudge = torch.diag(steps)
+    with torch.no_grad():
+        far, near = (step(state + k * nudge) - step(state - k * nudge) for k in (2, 1))
+    return ((8 * near - far) / (12 * steps[:, None])).T, steps
 
 
 def constant(found: Paths) -> float:
