@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from replicate.bisection import bisect
 from replicate.lm.entropy_bound import centred, norms, triangle
 from replicate.lm.gap import entropy_bound, softmax_jacobian_norm
 from replicate.lm.paths import head_jacobian, soft_tokens
@@ -32,7 +33,9 @@ from replicate.lm.token_path import relaxations
 from replicate.models.jacobians import products, rows
 from replicate.models.logits import entropy
 
-_FORMED = 2**21  # entries of a Jacobian from the prompt that is still formed
+FORMED = 2**21
+"""Entries of the largest Jacobian from the prompt that is formed."""
+
 _AT_ONCE = 64  # backward passes in one batch
 _TOL = 1e-4  # of norms of matrices that are not formed
 
@@ -221,28 +224,30 @@ def two_paths(
 def cut_token(
     model: nn.Module,
     prompt: Int[Tensor, "1 length"],
-    label: int,
     *,
-    between: float = 1.0,
-    rewarded: float = 1.0,
+    between: float | None = None,
+    rewarded: float | None = None,
 ) -> dict[str, float]:
     """What cutting one sampled token's path loses of a gradient at the prompt's embeddings (matched straight-through).
 
-    The prompt, a token o ~ pi, and the reward R = pi'(label) behind it; ``between`` multiplies the logits of pi,
-    ``rewarded`` those of pi'. ``error`` is |E dR/dx with the token path cut - E dR/dx|, ``signal`` the norm of the
-    second, both exact expectations over o; ``H between`` and ``H rewarded`` are the entropies in nats.
+    The prompt, a token o ~ pi, and behind it the reward R = pi'(y), y the likeliest successor of o. ``between`` and
+    ``rewarded`` are entropies in nats that the logits of pi, and those behind each o, are scaled to; None leaves them.
+    ``error`` is |E dR/dx with the token path cut - E dR/dx|, ``signal`` the norm of the second, both exact
+    expectations over o.
     """
     F = transformer(model)
     x = model.get_input_embeddings()(prompt).detach().requires_grad_()
     hard = torch.eye(len(F.embeddings), dtype=x.dtype)
     with torch.enable_grad():
         state = read_prompt(model, x).expand(len(hard), -1)
-        pi = (between * F.logits(state)).softmax(-1)
-        gradients = []
+        z = F.logits(state)
+        pi = (_scales(z, between) * z).softmax(-1)
+        behind = F.logits(F.advance(state, F.embeddings)).detach()  # a row for each o
+        scales, gradients = _scales(behind, rewarded), []
         for token in (hard, hard + pi - pi.detach()):
-            after = (rewarded * F.logits(F.advance(state, token @ F.embeddings))).softmax(-1)
-            worth = (pi[0].detach() * after[:, label]).sum()
-            gradients.append(torch.autograd.grad(worth, x, retain_graph=True)[0])
+            after = (scales * F.logits(F.advance(state, token @ F.embeddings))).softmax(-1)
+            worth = pi[0].detach() @ after.gather(1, behind.argmax(-1, keepdim=True))
+            gradients.append(torch.autograd.grad(worth.sum(), x, retain_graph=True)[0])
     cut, whole = gradients
     pi, after = pi[0].detach(), after.detach()
     return {
@@ -251,6 +256,18 @@ def cut_token(
         "error": float((cut - whole).norm()),
         "signal": float(whole.norm()),
     }
+
+
+def _scales(logits: Float[Tensor, "rows vocab"], wished: float | None) -> Float[Tensor, "rows 1"]:
+    """The factors on ``logits`` that give the softmax of each row the entropy ``wished``; 1 for None."""
+    power = torch.zeros(len(logits), dtype=logits.dtype)
+    if wished is not None:
+        ends = torch.full_like(power, -30.0), torch.full_like(power, 30.0)
+        rows_ = logits.detach()
+        power, _ = bisect(
+            lambda x: entropy((x.exp2()[:, None] * rows_).log_softmax(-1)) > wished, *ends, steps=60
+        )
+    return power.exp2()[:, None]
 
 
 def _factors(recurrence: Recurrence, state: OneState, fed: Sequence[Tensor]) -> list[Draws]:
@@ -275,7 +292,7 @@ def _read(recurrence: Recurrence, states: Tensor, fed: Tensor) -> Float[Tensor, 
 
 def _norm_behind(h: Float[Tensor, "1 read"], leaf: Float[Tensor, "1 features"]) -> Callable[[Tensor], float]:
     """A -> |A dh/dx|: with the Jacobian reduced once to a triangle, or by Lanczos iteration where it is too large."""
-    if h.shape[1] * leaf.shape[1] <= _FORMED:
+    if h.shape[1] * leaf.shape[1] <= FORMED:
         least = triangle(rows(h, leaf, chunk=_AT_ONCE)[0].T).T  # |A L Q| = |A L|
         return lambda A: operator_norm(A @ least)
     forward, transposed = products(h, leaf)
@@ -290,7 +307,7 @@ def _norm_behind(h: Float[Tensor, "1 read"], leaf: Float[Tensor, "1 features"]) 
 def _attention(model, recurrence, x, distinct, frame) -> Draws:
     """|dz'/dx| at each fixed token of ``distinct``."""
     found = []
-    formed = frame.shape[1] * x[0].numel() <= _FORMED
+    formed = frame.shape[1] * x[0].numel() <= FORMED
     for e in distinct.split(16 if formed else 1):
         leaf = x.flatten(1).repeat(len(e), 1).requires_grad_()
         with torch.enable_grad():

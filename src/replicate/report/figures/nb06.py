@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RUNG_COLOURS = (PURPLE, GREEN, BLUE)
+_POINTS = {"textcoords": "offset points"}
 _STEPS = {
-    "directions": ("directions:\n" + r"$\|BD\|$ to $\|B\|\|D\|$", SKY),
-    "factors": ("factors of $B$:\n" + r"$\|B\|$ to $\|W\|\|\partial h'/\partial e\|\|E\|$", BLUE),
-    "entropy": (r"$\|D\|$ to its" + "\nentropy bound", ORANGE),
+    "directions": ("directions:\n" + r"$\|BD\|\to\|B\|\,\|D\|$", SKY),
+    "factors": ("factors of $B$:\n" + r"$\to\|W\|\,\|\partial h'/\partial e\|\,\|E\|$", GREEN),
+    "entropy": ("entropy:\n" + r"$\|D\|\to H/(2\ln 2)$", ORANGE),
 }
 
 
@@ -43,17 +44,20 @@ def two_paths(frame: pd.DataFrame) -> "Figure":
             top.plot(part.tau, part.bound, "--", color=colour, lw=1.2)
             bottom.plot(part.tau, part.share, "o-", color=colour, ms=3.5)
         top.axhline(1, color="0.3", lw=0.9, ls=":")
-        top.set(xscale="log", yscale="log", title=way, ylim=(1e-4, 3e5))
+        top.set(xscale="log", yscale="log", title=way, ylim=(1e-4, 1e5))
         bottom.axhline(1, color="0.3", lw=0.9, ls=":")
         bottom.set(xscale="log", yscale="log", xlabel=r"temperature $\tau$", ylim=(2e-5, 4))
         bottom.set_xticks(taus, [f"{tau:g}" for tau in taus])
         bottom.set_xticks([], minor=True)
-    first, below = axes[0, 0], axes[1, 0]
+    first, below, last = axes[0, 0], axes[1, 0], axes[0, -1]
     first.set_ylabel("path through the token\n/ attention path")
     below.set_ylabel("exact norm / bound")
-    first.annotate("as large as\nthe attention path", (taus[0], 1.4), fontsize=8, color="0.3", va="bottom")
-    below.annotate("at the bound", (taus[0], 0.85), fontsize=8, color="0.3", va="top")
-    axes[0, -1].legend(loc="lower right", fontsize=8, title="solid: exact\ndashed: bound (21)", title_fontsize=8)
+    small = {"fontsize": 8.5, "color": "0.3", "annotation_clip": False}
+    last.annotate("as large as the\nattention path", (taus[-1], 1), (8, 0), va="center", **_POINTS, **small)
+    axes[1, -1].annotate("at the bound", (taus[-1], 1), (8, 0), va="center", **_POINTS, **small)
+    last.annotate("dashed: bound", (taus[-1], 300), (8, 0), va="center", **_POINTS, **small)
+    last.annotate("solid: exact", (taus[-1], 0.04), (8, 0), va="center", **_POINTS, **small)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     return figure
 
 
@@ -119,26 +123,20 @@ def whose_entropy(frame: pd.DataFrame) -> "Figure":
     figure, axes = panels(1, 2, width=9.6, height=3.8, sharey=True)
     taus = sorted(frame.tau.unique())
     colours = dict(zip(taus, (BLUE, SKY, BLACK, VERMILION), strict=False))
-    ends = {"no noise": {0.25: (0.33, 2.5e-3), 0.5: (1.5e-2, 2e-3)}, "mean": {}}
+    inside = {0.25: (0.4, 4e-3), 0.5: (1.2e-2, 1.6e-3)}  # the two that leave the left panel at its floor
     for ax, column in zip(axes, ("no noise", "mean"), strict=True):
         ax.axhspan(1, 1e6, color=ORANGE, alpha=0.08, lw=0)
         ax.axhline(1.0, color="0.3", lw=0.9, ls=":")
         for tau, colour in colours.items():
             part = frame[frame.tau == tau]
             ax.loglog(part.H, part[column], color=colour)
-            at = ends[column].get(tau)
-            at = at or (6e-8, part.loc[part.H.idxmin(), column])
-            side = {"ha": "right", "va": "center"} if tau in ends[column] else {"va": "bottom"}
-            ax.annotate(
-                f"$\\tau$ = {tau:g}",
-                at,
-                (-6, 2) if tau in ends[column] else (6, 3),
-                textcoords="offset points",
-                fontsize=9,
-                color=colour,
-                **side,
-            )
-        ax.set(xlabel="entropy $H$ of the policy (nats)", ylim=(1e-3, 1e6), xlim=(4e-8, 1))
+            at, side = (6e-8, part.loc[part.H.idxmin(), column]), {"va": "bottom"}
+            if column == "mean" and tau == taus[0]:
+                side = {"va": "top"}
+            if column == "no noise" and tau in inside:
+                at, side = inside[tau], {"va": "center", "ha": "left" if tau == taus[0] else "right"}
+            ax.annotate(f"$\\tau$ = {tau:g}", at, (6, -3 if side["va"] == "top" else 3), fontsize=9, color=colour, **_POINTS, **side)
+        ax.set(xlabel="entropy $H$ of the policy (nats)", ylim=(1e-3, 1e6), xlim=(4e-8, 6))
     largest = frame[frame.tau == taus[0]]
     axes[1].loglog(largest.H, largest.largest, "--", color=GREY)
     axes[1].annotate("largest over the noise,\nany temperature", (1e-4, 4e4), fontsize=9, color="0.4")
@@ -186,29 +184,24 @@ def chain(frame: pd.DataFrame) -> "Figure":
     ``frame`` has the columns ``rung`` and those of the steps, each a factor of at least 1, medians over prompts; and
     ``pairs``, where the sharper bound by pairs of tokens stands.
     """
-    figure, ax = panels(1, 1, width=9.0, height=2.2 + 0.3 * len(frame))
+    figure, ax = panels(1, 1, width=9.0, height=2.0 + 0.45 * len(frame))
     for y, row in enumerate(frame.iloc[::-1].itertuples()):
         left = 1.0
         for step, (text, colour) in _STEPS.items():
             factor = getattr(row, step)
-            ax.barh(y, left * (factor - 1), left=left, color=colour, height=0.55, alpha=0.85)
+            ax.barh(y, left * (factor - 1), left=left, color=colour, height=0.5, alpha=0.8)
             middle = left * factor**0.5
             if factor > 1.6:
-                ax.annotate(rf"$\times$ {factor:.2g}", (middle, y), ha="center", va="center", fontsize=9)
-            if y == len(frame) - 1:
-                ax.annotate(text, (middle, y + 0.42), ha="center", va="bottom", fontsize=8.5, color="0.2")
+                said = f"{factor:,.0f}" if factor > 10 else f"{factor:.1f}"
+                ax.annotate(rf"$\times$ {said}", (middle, y), ha="center", va="center", fontsize=9)
+            if y == 0:
+                ax.annotate(text, (middle, -0.42), ha="center", va="top", fontsize=7.5, color="0.2")
             left *= factor
-        ax.annotate(f" {left:,.0f}", (left, y), va="center", fontsize=9.5)
-        ax.plot([row.pairs], [y], "D", color=BLACK, ms=5)
-        if y == 0:
-            ax.annotate(
-                "bound by pairs of tokens",
-                (row.pairs, y - 0.45),
-                ha="center",
-                va="top",
-                fontsize=8.5,
-            )
-    ax.set(xscale="log", xlim=(1, 2e4), ylim=(-0.85, len(frame) - 0.05), xlabel="bound / exact norm")
+        ax.annotate(f" {left:,.0f} times the exact norm", (left, y), va="center", fontsize=9)
+        ax.plot([row.pairs], [y + 0.33], "v", color=BLACK, ms=6)
+        if y == len(frame) - 1:
+            ax.annotate("bound by pairs", (row.pairs, y + 0.42), ha="center", va="bottom", fontsize=8.5)
+    ax.set(xscale="log", xlim=(1, 2.5e4), ylim=(-1.05, len(frame) - 0.2), xlabel="bound / exact norm")
     ax.set_yticks(range(len(frame)), frame.rung.tolist()[::-1])
     ax.grid(visible=False, axis="y")
     return figure
