@@ -115,8 +115,8 @@ def gumbel_moments(
 
 
 def gumbel_quadrature(
-    pi: Float[Tensor, "3"], *, temperature: float
-) -> tuple[Float[Tensor, "points 3"], Float[Tensor, " points"]]:
+    pi: Float[Tensor, " vocab"], *, temperature: float
+) -> tuple[Float[Tensor, "points vocab"], Float[Tensor, " points"]]:
     """Soft tokens and weights that integrate over the noise of a Gumbel-softmax sample of three tokens.
 
     The differences d of the noisy logits from the last have the density 2 a b c / (a + b + c)^3 with a, b, c =
@@ -158,8 +158,8 @@ def flipped_tokens(
         nudge = torch.zeros_like(pi)
         nudge[v] = step / 2
         more, less = ((logits + sign * nudge).argmax(-1).bincount(minlength=len(pi)) for sign in (1, -1))
-        found.append((more - less) / (draws * step))
-    found, limit = torch.stack(found, 1).double(), softmax_jacobian(pi)
+        found.append((more - less).double() / (draws * step))
+    found, limit = torch.stack(found, 1), softmax_jacobian(pi)
     z = (found - limit) / (limit.abs() / (draws * step)).sqrt()
     return found, z.fill_diagonal_(0.0)
 

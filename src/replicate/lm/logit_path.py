@@ -155,8 +155,8 @@ def from_prompt(
     model: nn.Module,
     recurrence: Recurrence,
     prompt: Int[Tensor, "1 length"],
-    soft: Sequence[Float[Tensor, "draws vocab"]],
-    fed: Sequence[Float[Tensor, "draws dim"]],
+    soft: Sequence[Float[Tensor, "_ vocab"]],
+    fed: Sequence[Float[Tensor, "_ dim"]],
     taus: Sequence[float],
 ) -> list[FromPrompt]:
     """Both paths behind ``prompt`` for several relaxations, a member each: soft tokens, what is fed, temperature.

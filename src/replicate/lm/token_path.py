@@ -4,36 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replicate.lm.gap import (
-    entropy_bound,
-    normalised_constant,
-    softmax_jacobian_norm,
-    trace_bound,
-)
+from replicate.lm.gap import entropy_bound
 from replicate.lm.paths import Paths, paths, soft_tokens
 from replicate.lm.recurrence import OneState, Recurrence
 from replicate.lm.relaxed import relaxed_rollout, soft_token
 from replicate.lm.spectra import operator_norm
-from replicate.models.jacobians import jacobian
-
-
-def relaxed_jacobian(
-    recurrence: Recurrence,
-    state: OneState,
-    *,
-    scale: float = 1.0,
-    tau: float = 1.0,
-    noise: Float[Tensor, "1 vocab"] | None = None,
-    straight_through: bool = False,
-) -> Float[Tensor, "m n"]:
-    """The new rows of ds_{t+1}/ds_t of the relaxed step, differentiated as a whole by autograd: the left of (20)."""
-    kept = recurrence.kept(state.shape[1])
-
-    def step(s: Tensor) -> Tensor:
-        token = soft_token(recurrence.logits(s) * scale, tau, noise, straight_through)
-        return recurrence.advance(s, token @ recurrence.embeddings)[:, kept:]
-
-    return jacobian(step, state)[0]
 
 
 def relaxations(noise: Float[Tensor, "draws vocab"]) -> dict[str, dict]:
@@ -74,10 +49,10 @@ def finite_differences(
     """
     kept = recurrence.kept(state.shape[1])
     now, fed = soft_tokens(recurrence, state, scale, tau, noise, straight_through, matched)
-    seen = None if matched else noise
+    seen = 0.0 if noise is None or matched else noise
 
     def step(s: Tensor) -> Tensor:
-        p = soft_token(recurrence.logits(s) * scale, tau, seen, False)
+        p = soft_token(recurrence.logits(s) * scale + seen, tau, None, False)
         return recurrence.advance(s, fed + (p - now) @ recurrence.embeddings)[:, kept:]
 
     parts = [part.square().mean().sqrt().expand(part.shape[1]) for part in (state[:, :kept], state[:, kept:])]
@@ -88,62 +63,14 @@ def finite_differences(
     return ((8 * near - far) / (12 * steps[:, None])).T, steps
 
 
-def constant(found: Paths) -> float:
-    """C of (21): the norms of F's Jacobian, embeddings and head, times log|V| / (2 ln 2) / tau.
-
-    The smallest constant that the proof of Prop. 2 gives at this state: C H / log|V| is the last of :func:`chain`.
-    """
-    return factors(found) * normalised_constant(len(found.soft)) / found.tau
-
-
 def factors(found: Paths) -> float:
     """The norms of F's Jacobian, embeddings and head, multiplied."""
     return found.advance_norm * operator_norm(found.embed) * operator_norm(found.head)
 
 
 def entropy_side(found: Paths) -> float:
-    """The last of :func:`chain` alone: the factors' norms times H / (2 ln 2) / tau."""
+    """The right side of (21) with the least C that its proof allows: the factors' norms times H / (2 ln 2) / tau."""
     return factors(found) * entropy_bound(found.soft, temperature=found.tau).item()
-
-
-def worst_coin(found: Paths, *, among: int | None = None) -> float:
-    """Norm of the path through the token if the policy were a fair coin between the worst two tokens:
-
-        max over v, w of |a_v - a_w| |W_v - W_w| / (4 tau),    a_v = (dF/de) e(v), W_v the rows of the head
-
-    It is the unit in which a small path is small. D_p = sum_{v<w} p_v p_w (e_v - e_w)(e_v - e_w)^T, so that at every
-    policy
-
-        norm of the token path <= 2 (1 - sum p^2) x worst coin <= H / ln 2 x worst coin,
-
-    the entropy in bits: (21) with pairs of tokens in the place of a product of norms. The fair coin itself attains it.
-    The other factors are held as they are in ``found``. All pairs of tokens are tried, or those ``among`` the so many
-    likeliest, which gives at most as much.
-    """
-    tokens = found.soft.argsort(descending=True)[:among].sort().values
-    moved, head = (found.advance @ found.embed[:, tokens]).T, found.head[tokens]
-    return float((torch.cdist(moved, moved) * torch.cdist(head, head)).max() / (4 * found.tau))
-
-
-def chain(found: Paths) -> dict[str, float]:
-    """Prop. 2's bound built up from the token path's exact norm, one step a name, each at least the one before.
-
-    ``exact``: norm of the product; ``embedding seen by F``: the norm of F's Jacobian split off; ``head``: the head
-    split off; ``embeddings``: the embedding matrix split off, which leaves the softmax Jacobian alone; ``trace``: its
-    norm replaced by 1 - sum p^2; ``entropy``: by H / (2 ln 2). The last is the paper's right side with the smallest
-    constant its proof allows.
-    """
-    lipschitz, head = found.advance_norm, operator_norm(found.head)
-    middle, product = found.softened, lipschitz * operator_norm(found.embed) * head
-    norm = softmax_jacobian_norm(found.soft, temperature=found.tau).item()
-    return {
-        "exact": found.token_norm,
-        "embedding seen by F": lipschitz * operator_norm(middle @ found.head),
-        "head": lipschitz * head * operator_norm(middle),
-        "embeddings": product * norm,
-        "trace": product * trace_bound(found.soft, temperature=found.tau).item(),
-        "entropy": product * entropy_bound(found.soft, temperature=found.tau).item(),
-    }
 
 
 def paths_along(
