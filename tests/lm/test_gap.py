@@ -180,9 +180,7 @@ def test_the_mean_jacobian_of_three_tokens_is_the_derivative_of_the_mean_token(t
         soft, weight = gap.gumbel_quadrature(log.softmax(-1), temperature=tau)
         return weight @ soft
 
-    differences = [
-        (mean(pi.log() + h * v) - mean(pi.log() - h * v)) / (2 * h) for v in torch.eye(3).double()
-    ]
+    differences = [(mean(pi.log() + h * v) - mean(pi.log() - h * v)) / (2 * h) for v in torch.eye(3).double()]
     soft, weight = gap.gumbel_quadrature(pi, temperature=tau)
     found = gap.mean_jacobian(soft, weight, temperature=tau)
     torch.testing.assert_close(found, torch.stack(differences, 1), rtol=0, atol=1e-6)

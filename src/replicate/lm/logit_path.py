@@ -46,7 +46,7 @@ Draws = Float[Tensor, " draws"]
 class LogitPaths:
     """Sizes at one state, an entry for each draw: see the module's text.
 
-    ``exact`` |B K|; ``softmax`` |K|; ``spread`` |B|; ``coin``; ``factors`` |W| |dh'/de| |E|; ``entropy`` H of p in nats.
+    ``exact`` |B K|; ``softmax`` |K|; ``spread`` |B|; ``coin``; ``factors`` |W| |dh'/de| |E|; ``entropy`` H(p) in nats.
     """
 
     exact: Draws
@@ -205,7 +205,8 @@ def two_paths(
     cases = list(itertools.product(relaxations(noise).items(), taus))
     tokens = [_soft_tokens(recurrence, state, tau, **options) for (_, options), tau in cases]
     found = from_prompt(model, recurrence, prompt, *zip(*tokens, strict=True), [tau for _, tau in cases])
-    levels, out = torch.tensor([tail, 0.5, 1 - tail], dtype=torch.float64), []
+    ends, levels = (" low", "", " high"), torch.tensor([tail, 0.5, 1 - tail], dtype=torch.float64)
+    out = []
     factors = _factors(recurrence, state, [fed for _, fed in tokens])
     for ((way, _), tau), (p, _), sizes, C in zip(cases, tokens, found, factors, strict=True):
         bound = C * entropy_bound(p, temperature=tau) * sizes.reach
@@ -216,7 +217,7 @@ def two_paths(
         }
         row = {"way": way, "tau": tau}
         for name, x in ratios.items():
-            row |= {f"{name}{end}": float(y) for end, y in zip((" low", "", " high"), x.quantile(levels))}
+            row |= {f"{name}{end}": float(y) for end, y in zip(ends, x.quantile(levels), strict=True)}
         out.append(row)
     return out
 

@@ -157,7 +157,9 @@ def minutes(notebook: str, size: Size, plan: Plan, *, rungs: int) -> float:
         work = 9 * states * norm
         if notebook == "06":
             temperatures, places, shown = (5, 6, rungs) if plan.group >= 8 else (1, 2, 1)
-            fed = temperatures * (plan.group + 1) + plan.group  # distinct embeddings, each with a way from the prompt
+            fed = (
+                temperatures * (plan.group + 1) + plan.group
+            )  # distinct embeddings, each with a way from the prompt
             whole = d * n * d <= WAYS
             way = (d if whole else 24) * 6 * size.block * L * n
             ways = shown * (fed + (0 if whole else 4 * temperatures * plan.group))

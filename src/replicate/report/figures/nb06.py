@@ -75,7 +75,9 @@ def norm_against_entropy(policies: pd.DataFrame, *, vocab: int) -> "Figure":
     ax.annotate("two tokens", (6e-3, 0.42), color=ORANGE, fontsize=9, ha="center")
     n = np.arange(2, vocab + 1)
     ax.plot(np.log(n), 2 * math.log(2) / (n * np.log(n)), color=VERMILION, lw=1.4, zorder=1)
-    ax.annotate("uniform on\n$n$ tokens", (1.5, 0.035), color=VERMILION, fontsize=9, ha="right", va="top")
+    ax.annotate(
+        "uniform on 2\nto all tokens", (1.5, 0.035), color=VERMILION, fontsize=9, ha="right", va="top"
+    )
     ax.plot([math.log(2)], [1], "*", color=BLACK, ms=13, zorder=5)
     ax.annotate("a fair coin", (math.log(2), 1), (8, 6), textcoords="offset points", fontsize=9)
     for (rung, part), colour in zip(policies.groupby("rung", sort=False), _RUNG_COLOURS, strict=False):
@@ -135,7 +137,8 @@ def whose_entropy(frame: pd.DataFrame) -> "Figure":
                 side = {"va": "top"}
             if column == "no noise" and tau in inside:
                 at, side = inside[tau], {"va": "center", "ha": "left" if tau == taus[0] else "right"}
-            ax.annotate(f"$\\tau$ = {tau:g}", at, (6, -3 if side["va"] == "top" else 3), fontsize=9, color=colour, **_POINTS, **side)
+            off = (6, -3 if side["va"] == "top" else 3)
+            ax.annotate(f"$\\tau$ = {tau:g}", at, off, fontsize=9, color=colour, **_POINTS, **side)
         ax.set(xlabel="entropy $H$ of the policy (nats)", ylim=(1e-3, 1e6), xlim=(4e-8, 6))
     largest = frame[frame.tau == taus[0]]
     axes[1].loglog(largest.H, largest.largest, "--", color=GREY)
