@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _RUNG_COLOURS = (PURPLE, GREEN, BLUE)
 _POINTS = {"textcoords": "offset points"}
 _STEPS = {
-    "directions": ("directions:\n" + r"$\|BD\|\to\|B\|\,\|D\|$", SKY),
-    "factors": ("factors of $B$:\n" + r"$\to\|W\|\,\|\partial h'/\partial e\|\,\|E\|$", GREEN),
-    "entropy": ("entropy:\n" + r"$\|D\|\to H/(2\ln 2)$", ORANGE),
+    "directions": ("directions:\n" + r"$\|BD\|$ to $\|B\|\,\|D\|$", SKY),
+    "factors": ("factors of $B$:\n" + r"to $\|W\|\,\|\partial h'/\partial e\|\,\|E\|$", GREEN),
+    "entropy": ("entropy:\n" + r"$\|D\|$ to $H/(2\ln 2)$", ORANGE),
 }
 
 
