@@ -20,7 +20,7 @@ _RUNG_COLOURS = (PURPLE, GREEN, BLUE)
 _POINTS = {"textcoords": "offset points"}
 _STEPS = {
     "directions": ("directions:\n" + r"$\|BD\|$ to $\|B\|\,\|D\|$", SKY),
-    "factors": ("factors of $B$:\n" + r"to $\|W\|\,\|\partial h'/\partial e\|\,\|E\|$", GREEN),
+    "factors": ("factors of $B$:\n" + r"to $\|W\|\,\|\partial h/\partial e\|\,\|E\|$", GREEN),
     "entropy": ("entropy:\n" + r"$\|D\|$ to $H/(2\ln 2)$", ORANGE),
 }
 
@@ -196,7 +196,7 @@ def chain(frame: pd.DataFrame) -> "Figure":
             middle = left * factor**0.5
             if factor > 1.6:
                 said = f"{factor:,.0f}" if factor > 10 else f"{factor:.1f}"
-                ax.annotate(rf"$\times$ {said}", (middle, y), ha="center", va="center", fontsize=9)
+                ax.annotate(f"× {said}", (middle, y), ha="center", va="center", fontsize=9)
             if y == 0:
                 ax.annotate(text, (middle, -0.42), ha="center", va="top", fontsize=7.5, color="0.2")
             left *= factor
