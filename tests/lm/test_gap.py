@@ -160,19 +160,58 @@ def test_mean_gumbel_norm_goes_to_its_limit_with_the_square_of_the_temperature()
 
 
 def three_tokens(pi: torch.Tensor, tau: float) -> tuple[float, torch.Tensor, float]:
-    """Mean norm, mean Jacobian and mean squared norm of a Gumbel-softmax of three tokens, by the trapezoidal rule over
-    the differences d of its noisy logits; their density is 2 a b c / (a + b + c)^3 with a, b, c = pi_i exp(-d_i)."""
-    d = torch.arange(-14, 14, tau / 2, dtype=torch.float64)
-    grid = torch.stack(
-        [*torch.meshgrid(d, d, indexing="ij"), torch.zeros(len(d), len(d)).double()], -1
-    ).flatten(0, 1)
-    terms = pi * (-grid).exp()
-    weight = 2 * terms.prod(-1) / terms.sum(-1) ** 3 * (tau / 2) ** 2
-    assert abs(weight.sum() - 1) < 1e-4
-    soft = (grid / tau).softmax(-1)
+    """Mean norm, mean Jacobian and mean squared norm of a Gumbel-softmax of three tokens."""
+    soft, weight = gap.gumbel_quadrature(pi, temperature=tau)
+    assert abs(weight.sum() - 1) < 1e-8
     norms = gap.softmax_jacobian_norm(soft, temperature=tau)
-    mean = (torch.diag(weight @ soft) - soft.T @ (weight[:, None] * soft)) / tau
-    return float(weight @ norms), mean, float(weight @ norms.square())
+    return (
+        float(weight @ norms),
+        gap.mean_jacobian(soft, weight, temperature=tau),
+        float(weight @ norms.square()),
+    )
+
+
+@pytest.mark.parametrize("tau", [3.0, 1.0, 0.3])
+def test_the_mean_jacobian_of_three_tokens_is_the_derivative_of_the_mean_token(tau):
+    """Quadrature against differences of quadrature, and against two tokens where the third is impossible."""
+    pi, h = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 1e-3
+
+    def mean(log):
+        soft, weight = gap.gumbel_quadrature(log.softmax(-1), temperature=tau)
+        return weight @ soft
+
+    differences = [(mean(pi.log() + h * v) - mean(pi.log() - h * v)) / (2 * h) for v in torch.eye(3).double()]
+    soft, weight = gap.gumbel_quadrature(pi, temperature=tau)
+    found = gap.mean_jacobian(soft, weight, temperature=tau)
+    torch.testing.assert_close(found, torch.stack(differences, 1), rtol=0, atol=1e-6)
+    two = torch.tensor([0.7, 0.3 - 1e-9, 1e-9], dtype=torch.float64)
+    if tau < 1:  # so cold that an impossible token has no weight
+        exact = gap.mean_gumbel_norm(math.log(7 / 3), temperature=tau)
+        soft, weight = gap.gumbel_quadrature(two, temperature=tau)
+        assert spectra.operator_norm(gap.mean_jacobian(soft, weight, temperature=tau)) == pytest.approx(
+            exact, abs=1e-6
+        )
+
+
+def test_quadrature_is_for_three_tokens():
+    with pytest.raises(ValueError, match=r"pi: expected 3 tokens, got shape \[2\]"):
+        gap.gumbel_quadrature(torch.tensor([0.5, 0.5]).double(), temperature=1.0)
+
+
+def test_flipped_tokens_count_the_softmax_jacobian():
+    """Entry by entry against a difference of the policy itself, which binomial counts scatter around."""
+    pi, n, step = torch.tensor([0.6, 0.25, 0.15], dtype=torch.float64), 100_000, 0.2
+    found, z = gap.flipped_tokens(pi, relaxed.gumbel(n, 3, generator=seeded(4)), step=step)
+    for v in range(3):
+        nudge = step / 2 * torch.eye(3).double()[v]
+        exact = ((pi.log() + nudge).softmax(-1) - (pi.log() - nudge).softmax(-1)) / step
+        assert (found[:, v] - exact).abs().max() < 4 * (0.25 / (n * step)) ** 0.5
+    assert found.sum(0).abs().max() < 1e-12  # every draw that leaves a token arrives at another
+    assert z.abs().max() < 4
+    assert not z.diagonal().any()
+    wrong = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    off = (found - gap.softmax_jacobian(wrong)) / (gap.softmax_jacobian(wrong).abs() / (n * step)).sqrt()
+    assert off.abs().max() > 6
 
 
 def test_the_limits_of_a_cold_gumbel_softmax_by_integration():

@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from replicate.ladder import landmarks, open_ladder
-from replicate.lm import costate, pathways, recurrence, relaxed, shapes, spectra, theorem_one, token_path
+from replicate.lm import (
+    costate,
+    logit_path,
+    paths,
+    pathways,
+    recurrence,
+    relaxed,
+    shapes,
+    spectra,
+    theorem_one,
+)
 from replicate.report.verdicts import ControlFailed
 from replicate.runs.closeup import Look
 from replicate.runs.estimate import Plan
@@ -55,10 +65,13 @@ def test_everything_that_is_measured_of_a_ladder_can_be_of_any_make(
     assert costate.credit_matrix(model, q[:4], o, A, vocab=V, layer=0).sum(1).shape == lam[0][:, -3:].shape
     # 06 and 08
     F, s = recurrence.transformer(model, vocab=V), recurrence.prompt_state(model, q[:1])
-    found = token_path.paths(F, s)
-    steps = list(token_path.chain(found).values())
-    assert steps == sorted(steps)
-    assert steps[0] <= float(torch.special.entr(found.soft).sum()) / np.log(2) * token_path.worst_coin(found)
+    noise = relaxed.gumbel(2, V, generator=torch.Generator().manual_seed(0))
+    drawn = paths.soft_tokens(F, s, 1.0, 1.0, noise, False, matched=True)
+    found = logit_path.logit_paths(F, s, *drawn)
+    assert (found.exact <= found.right["pairs"] * (1 + 1e-9)).all()
+    assert (found.right["pairs"] <= found.right["paper"] * (1 + 1e-9)).all()
+    sides = logit_path.two_paths(model, F, q[:1], noise, taus=(1.0,))
+    assert all(0 < row["share"] < 1 for row in sides)
     y = int(look.prompts.labels[0])
     state, options = recurrence.prompt_state(model, q[:1, :-1]), {"horizon": 2}
     sides = theorem_one.both_sides(F, state, lambda soft: soft[:, -1, y], **options)

@@ -49,7 +49,7 @@ def test_the_size_is_that_of_the_model_without_its_weights(tmp_path, snapshots_o
 # What the cells do, at a width where the peak stands out, each preceded by a small run that loads what it needs.
 MEASURED = """
 import sys, torch
-from replicate.lm import costate, paths, pathways, recurrence, token_path
+from replicate.lm import costate, logit_path, pathways, recurrence, token_path
 from replicate.models.fresh import tiny_model
 
 torch.set_num_threads(1)
@@ -64,7 +64,10 @@ def work(notebook, model, tokens):
     else:
         F, s = recurrence.transformer(model), recurrence.prompt_state(model, tokens[None])
         found = token_path.paths(F, s)
-        found.attention_norm, token_path.chain(found), token_path.worst_coin(found)
+        found.attention_norm, found.token_norm
+        token = found.soft[None], F.embeddings[:1]
+        logit_path.logit_paths(F, s, *token)
+        logit_path.from_prompt(model, F, tokens[None], *([x] for x in token), [1.0])
 
 def status(key):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) * 1024

@@ -102,7 +102,7 @@ def gumbel_moments(
     entries = soft[:, v] * soft[:, w] / temperature
     limit = pi[v] * pi[w]
     z = (entries.mean(0) - limit) / (limit / (6 * temperature * draws)).sqrt()
-    mean = (torch.diag(soft.mean(0)) - soft.T @ soft / draws) / temperature
+    mean = mean_jacobian(soft, torch.full((draws,), 1 / draws, dtype=soft.dtype), temperature=temperature)
     return {
         "tau": temperature,
         "mean": float(norms.mean()),
@@ -112,6 +112,56 @@ def gumbel_moments(
         "z of mean": float(z.abs().max()),
         "worst / own bound": float((norms / entropy_bound(soft, temperature=temperature)).max()),
     }
+
+
+def gumbel_quadrature(
+    pi: Float[Tensor, " vocab"], *, temperature: float
+) -> tuple[Float[Tensor, "points vocab"], Float[Tensor, " points"]]:
+    """Soft tokens and weights that integrate over the noise of a Gumbel-softmax sample of three tokens.
+
+    The differences d of the noisy logits from the last have the density 2 a b c / (a + b + c)^3 with a, b, c =
+    pi_v exp(-d_v). The trapezoidal rule over the plane converges faster than any power of its step for what is smooth
+    in the soft token, such as its Jacobian; a norm is not, where three tokens tie, and keeps a second-order error.
+    Raises ``ValueError`` for another number of tokens, and as :func:`softmax_jacobian_norm`.
+    """
+    if pi.shape != (3,):
+        raise ValueError(f"pi: expected 3 tokens, got shape {list(pi.shape)}")
+    log = _checked(pi, temperature).log()
+    step, reach = 0.7 * min(1.0, temperature), 22.0 + float(log.max() - log.min())
+    d = step * torch.arange(-round(reach / step), round(reach / step) + 1, dtype=torch.float64)
+    first, second = (part.flatten() for part in torch.meshgrid(d, d, indexing="ij"))
+    noisy = torch.stack([first, second, torch.zeros_like(first)], -1)
+    weight = (math.log(2) + (log - noisy).sum(-1) - 3 * (log - noisy).logsumexp(-1)).exp() * step**2
+    return (noisy / temperature).softmax(-1), weight
+
+
+def mean_jacobian(
+    soft: Float[Tensor, "draws vocab"], weight: Float[Tensor, " draws"], *, temperature: float
+) -> Float[Tensor, "vocab vocab"]:
+    """The mean of (1/temperature)(diag(p) - p p^T) over soft tokens p of the given weights."""
+    return (torch.diag(weight @ soft) - soft.T @ (weight[:, None] * soft)) / temperature
+
+
+def flipped_tokens(
+    pi: Float[Tensor, " vocab"], noise: Float[Tensor, "draws vocab"], *, step: float
+) -> tuple[Float[Tensor, "vocab vocab"], Float[Tensor, "vocab vocab"]]:
+    """The Jacobian of *discrete* sampling, from tokens alone: o = argmax(log pi + noise), with Gumbel noise a sample.
+
+    Logit v is moved by -step/2 and by +step/2 under the same noise; ``found[w, v]`` is by how much more often token w
+    comes out, per draw and step. In expectation that is a central difference of pi, diag(pi) - pi pi^T to second order
+    in the step: Remark 1's expected Jacobian. Also returns the z-scores off the diagonal against it (0 on it): only
+    draws in which v and w tie within the step flip, and their number is Poisson to first order.
+    """
+    logits, draws = pi.log() + noise, len(noise)
+    found = []
+    for v in range(len(pi)):
+        nudge = torch.zeros_like(pi)
+        nudge[v] = step / 2
+        more, less = ((logits + sign * nudge).argmax(-1).bincount(minlength=len(pi)) for sign in (1, -1))
+        found.append((more - less).double() / (draws * step))
+    found, limit = torch.stack(found, 1), softmax_jacobian(pi)
+    z = (found - limit) / (limit.abs() / (draws * step)).sqrt()
+    return found, z.fill_diagonal_(0.0)
 
 
 def normalised_constant(vocab: int) -> float:

@@ -129,9 +129,13 @@ def paths(
     tau: float = 1.0,
     noise: Float[Tensor, "1 vocab"] | None = None,
     straight_through: bool = False,
+    matched: bool = False,
 ) -> Paths:
-    """Both paths of (20) at ``state``, each factor on its own; options as in a relaxed rollout."""
-    p, fed = soft_tokens(recurrence, state, scale, tau, noise, straight_through)
+    """Both paths of (20) at ``state``, each factor on its own; options as in a relaxed rollout.
+
+    ``matched`` straight-through feeds the token that the noise samples, and sends the policy's softmax Jacobian back.
+    """
+    p, fed = soft_tokens(recurrence, state, scale, tau, noise, straight_through, matched)
     return paths_at(recurrence, state, fed, p[0], scale * head_jacobian(recurrence, state), tau)
 
 
@@ -187,11 +191,15 @@ def soft_tokens(
     tau: float,
     noise: Tensor | None,
     straight_through: bool,
+    matched: bool = False,
 ) -> tuple[Float[Tensor, "draws vocab"], Float[Tensor, "draws dim"]]:
-    """The soft token at one state and what is fed in its place, for each row of ``noise`` (one without noise)."""
+    """The soft token at one state and what is fed in its place, for each row of ``noise`` (one without noise).
+
+    The soft token is what the Jacobian belongs to: with ``matched`` it does not see the noise that picks what is fed.
+    """
     if len(state) != 1:
         raise ValueError(f"state: expected one state [1, n], got {list(state.shape)}")
     with torch.no_grad():
         logits = (recurrence.logits(state) * scale).expand(1 if noise is None else len(noise), -1)
-        fed = soft_token(logits, tau, noise, straight_through) @ recurrence.embeddings
-        return soft_token(logits, tau, noise, False), fed
+        fed = soft_token(logits, tau, noise, straight_through or matched) @ recurrence.embeddings
+        return soft_token(logits, tau, None if matched else noise, False), fed

@@ -7,7 +7,8 @@ With N parameters, L blocks of width d with an inner width f, prompts of n token
     05           the tape of a group of completions and their logits; for exact influences 1024 cotangents at a time and
                  matrices [n d, n d]; with probes as many cotangents as positions x probes
     06, 08       tapes of 128 tangents at a time through one token, matrices [V, d] and [2 L d, d], Jacobians that are
-                 formed (2^24 entries at most), pairs of at most 8192 tokens; 06 the policies at 24 n positions
+                 formed (2^24 entries at most); 06 pairs of at most 8192 tokens, the policies at 24 n positions, and the
+                 way from the prompt, whose Jacobian [d, n d] is formed up to 2^21 entries
     07           Jacobians of one sublayer at all pairs of positions, [n, n, d, d], eight times at its peak
 
 A pass of one token takes 2 N multiplications and additions, a backward pass twice that. Constants are those of the
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from replicate.ladder.checkpoints import Checkpoint
+from replicate.lm.logit_path import FORMED as WAYS
 from replicate.lm.paths import FORMED
 
 GIGA = 1e9
@@ -74,7 +76,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan(prompts=16, group=8, layers=4, probes=4),
         Plan(prompts=4, group=4, layers=2, probes=2),
     ),
-    "06": (Plan(prompts=8, group=32), Plan(prompts=2, group=8), Plan(prompts=1, group=2)),
+    "06": (Plan(prompts=8, group=32), Plan(prompts=2, group=8), Plan(prompts=1, group=1)),
     "07": (Plan(prompts=24), Plan(prompts=6, layers=2, length=5), Plan(prompts=3, layers=1, length=4)),
     "08": (Plan(prompts=4), Plan(prompts=2), Plan(prompts=1)),
 }
@@ -151,10 +153,17 @@ def minutes(notebook: str, size: Size, plan: Plan, *, rungs: int) -> float:
     else:
         formed = m * state <= FORMED
         norm = m * 4 * size.block * L if formed else 40 * 3 * 4 * size.block * L
-        factor = 0 if formed else d * 6 * size.block * L
         states = rungs * plan.prompts
-        norms = 14 * plan.group + 3 * states if notebook == "06" else 9 * states
-        work = norms * norm + (states * factor if notebook == "06" else 0)
+        work = 9 * states * norm
+        if notebook == "06":
+            temperatures, places, shown = (5, 6, rungs) if plan.group >= 8 else (1, 2, 1)
+            fed = (
+                temperatures * (plan.group + 1) + plan.group
+            )  # distinct embeddings, each with a way from the prompt
+            whole = d * n * d <= WAYS
+            way = (d if whole else 24) * 6 * size.block * L * n
+            ways = shown * (fed + (0 if whole else 4 * temperatures * plan.group))
+            work = (shown * fed + states * places) * d * 6 * size.block * L + ways * way
     return work / _SPEED / 60
 
 

@@ -3,7 +3,6 @@
 Each function takes the table it draws and returns the figure; the caption, with the model's name, is the notebook's.
 """
 
-import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -17,88 +16,75 @@ from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PUR
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WAY_COLOURS = {"no noise": BLACK, "Gumbel-softmax": ORANGE, "straight-through": BLUE}
 _RUNG_COLOURS = (PURPLE, GREEN, BLUE)
-_STEPS = (
-    "exact norm",
-    "split off\n$\\partial F/\\partial e$",
-    "split off\nhead",
-    "split off\nembeddings",
-    "norm to\ntrace",
-    "trace to\nentropy",
-)
+_POINTS = {"textcoords": "offset points"}
+_STEPS = {
+    "directions": ("directions:\n" + r"$\|BD\|$ to $\|B\|\,\|D\|$", SKY),
+    "factors": ("factors of $B$:\n" + r"to $\|W\|\,\|\partial h/\partial e\|\,\|E\|$", GREEN),
+    "entropy": ("entropy:\n" + r"$\|D\|$ to $H/(2\ln 2)$", ORANGE),
+}
 
 
 def two_paths(frame: pd.DataFrame) -> "Figure":
-    """Norms of both paths of (20) against the temperature: attention path above, path through the token below, a
-    column per model.
+    """Path through the token and its bound in units of the attention path (above) and the first over the second
+    (below) against the temperature, a column per relaxation, a colour per rung.
 
-    ``frame`` has the columns ``model, path, way, tau, median, low, high``; the band between ``low`` and ``high`` is
-    drawn where they differ. Norms below 1e-4 leave the panels at the bottom.
+    ``frame`` has the columns ``rung, way, tau`` and ``token, bound, share``, medians over the noise. What is below the
+    panels' floors leaves them there.
     """
-    models, paths = list(frame.model.unique()), ("attention", "token")
-    figure, axes = panels(2, len(models), width=9.2, height=5.4, sharex=True, sharey="row", squeeze=False)
-    for (path, row), (column, model) in itertools.product(zip(paths, axes, strict=True), enumerate(models)):
-        ax = row[column]
-        for (way, part), marker in zip(
-            frame[(frame.model == model) & (frame.path == path)].groupby("way", sort=False),
-            "osD",
-            strict=True,
-        ):
-            colour = _WAY_COLOURS[way]
-            ax.plot(part.tau, part["median"], color=colour, marker=marker, label=way)
-            ax.fill_between(part.tau, part.low, part.high, color=colour, alpha=0.18, lw=0)
-        ax.set(xscale="log", yscale="log")
-    # Larger models leave the range of the tiny ladder.
-    low, high = (
-        frame.loc[frame.path == "attention", "low"].min(),
-        frame.loc[frame.path == "attention", "high"].max(),
-    )
-    for ax, model in zip(axes[0], models, strict=True):
-        ax.set(title=model, ylim=(min(1, low / 1.2), max(200, 1.2 * high)))
+    ways = list(frame.way.unique())
+    figure, axes = panels(2, len(ways), width=10.4, height=5.2, sharex=True, sharey="row", squeeze=False)
     taus = sorted(frame.tau.unique())
-    for ax in axes[1]:
-        ax.set(xlabel=r"temperature $\tau$", ylim=(1e-4, 100))
-        ax.set_xticks(taus, [f"{tau:g}" for tau in taus])
-        ax.set_xticks([], minor=True)
-    axes[0, 0].set_ylabel("attention path\n(operator norm)")
-    axes[1, 0].set_ylabel("path through the token\n(operator norm)")
-    axes[0, 0].legend(loc="upper left", ncols=3, fontsize=8.5, columnspacing=1.2, handlelength=1.5)
+    for column, way in enumerate(ways):
+        top, bottom = axes[:, column]
+        for (rung, part), colour in zip(
+            frame[frame.way == way].groupby("rung", sort=False), _RUNG_COLOURS, strict=False
+        ):
+            top.plot(part.tau, part.token, "o-", color=colour, ms=3.5, label=rung)
+            top.plot(part.tau, part.bound, "--", color=colour, lw=1.2)
+            bottom.plot(part.tau, part.share, "o-", color=colour, ms=3.5)
+        top.axhline(1, color="0.3", lw=0.9, ls=":")
+        top.set(xscale="log", yscale="log", title=way, ylim=(1e-4, 1e5))
+        bottom.axhline(1, color="0.3", lw=0.9, ls=":")
+        bottom.set(xscale="log", yscale="log", xlabel=r"temperature $\tau$", ylim=(2e-5, 4))
+        bottom.set_xticks(taus, [f"{tau:g}" for tau in taus])
+        bottom.set_xticks([], minor=True)
+    first, below, last = axes[0, 0], axes[1, 0], axes[0, -1]
+    first.set_ylabel("path through the token\n/ attention path")
+    below.set_ylabel("exact norm / bound")
+    small = {"fontsize": 8.5, "color": "0.3", "annotation_clip": False}
+    last.annotate("as large as the\nattention path", (taus[-1], 1), (8, 0), va="center", **_POINTS, **small)
+    axes[1, -1].annotate("at the bound", (taus[-1], 1), (8, 0), va="center", **_POINTS, **small)
+    last.annotate("dashed: bound", (taus[-1], 300), (8, 0), va="center", **_POINTS, **small)
+    last.annotate("solid: exact", (taus[-1], 0.04), (8, 0), va="center", **_POINTS, **small)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     return figure
 
 
 def norm_against_entropy(policies: pd.DataFrame, *, vocab: int) -> "Figure":
-    """Norm of the softmax Jacobian against the entropy: the ladder's policies (columns ``rung, H, norm``), the sharp
-    bound, the normalised form with constant 1, and two families: all policies on two tokens, uniform ones on n."""
-    figure, ax = panels(1, 1, width=6.6, height=4.1)
-    grid = np.geomspace(3e-4, math.log(vocab), 200)
-    ax.loglog(grid, grid / (2 * math.log(2)), color=BLACK)
-    ax.annotate(r"sharp bound $H/(2\ln 2)$", (0.0027, 0.0034), rotation=27.5, fontsize=9, ha="center")
-    ax.loglog(grid, grid / math.log(vocab), "--", color=GREY)
-    ax.annotate(r"$H/\log V$", (6.2, 1.0), fontsize=9, va="center", color="0.4")
-    share = torch.logspace(-6, math.log10(0.5), 80, dtype=torch.float64)
+    """Norm of the softmax Jacobian over its sharp bound, against the entropy: the ladder's policies (columns ``rung,
+    H, norm, bound``) and two families, all policies on two tokens and uniform ones on n."""
+    figure, ax = panels(1, 1, width=7.0, height=4.0)
+    floor = 3e-4
+    ax.axhline(1, color=BLACK, lw=1.4)
+    ax.annotate(r"the bound $H/(2\ln 2)$", (2e-4, 1.1), fontsize=9)
+    share = torch.logspace(-7, math.log10(0.5), 120, dtype=torch.float64)
     coins = torch.stack([1 - share, share], -1)
-    ax.loglog(torch.special.entr(coins).sum(-1), gap.softmax_jacobian_norm(coins), color=ORANGE)
-    line = {"arrowstyle": "-", "color": ORANGE}
-    ax.annotate(
-        "any policy on two tokens",
-        (0.2, 0.1),
-        (0.012, 0.13),
-        color=ORANGE,
-        fontsize=9,
-        ha="center",
-        arrowprops=line,
-    )
+    ratio = gap.softmax_jacobian_norm(coins) / gap.entropy_bound(coins)
+    ax.plot(torch.special.entr(coins).sum(-1), ratio, color=ORANGE)
+    ax.annotate("two tokens", (6e-3, 0.42), color=ORANGE, fontsize=9, ha="center")
     n = np.arange(2, vocab + 1)
-    ax.loglog(np.log(n), 1 / n, color=VERMILION, lw=1.2, zorder=1)
-    ax.annotate("uniform on\n$n$ tokens", (3.0, 0.042), color=VERMILION, fontsize=9, ha="right", va="top")
-    for (rung, part), colour in zip(policies.groupby("rung", sort=False), _RUNG_COLOURS, strict=False):
-        ax.loglog(part.H, part.norm, "o", mew=0, alpha=0.6, color=colour, label=rung)
-    ax.legend(loc="upper left", title="policies of the ladder", fontsize=8.5)
-    ax.set(xlabel="entropy $H$ (nats)", ylabel=r"norm of $\mathrm{diag}(p)-pp^\top$")
-    ax.set(
-        xlim=(4e-4, 20), ylim=(3e-5, 5), title="a small entropy makes the norm small; a large one need not"
+    ax.plot(np.log(n), 2 * math.log(2) / (n * np.log(n)), color=VERMILION, lw=1.4, zorder=1)
+    ax.annotate(
+        "uniform on 2\nto all tokens", (1.5, 0.035), color=VERMILION, fontsize=9, ha="right", va="top"
     )
+    ax.plot([math.log(2)], [1], "*", color=BLACK, ms=13, zorder=5)
+    ax.annotate("a fair coin", (math.log(2), 1), (8, 6), textcoords="offset points", fontsize=9)
+    for (rung, part), colour in zip(policies.groupby("rung", sort=False), _RUNG_COLOURS, strict=False):
+        ax.plot(part.H, part.norm / part.bound, "o", mew=0, ms=4.5, alpha=0.6, color=colour, label=rung)
+    ax.legend(loc="lower left", title="policies of the ladder", fontsize=8.5, title_fontsize=8.5)
+    ax.set(xscale="log", yscale="log", xlim=(1e-4, 8), ylim=(floor, 2.2))
+    ax.set(xlabel="entropy $H$ (nats)", ylabel="exact norm / bound", title="Only a coin comes near the bound")
     return figure
 
 
@@ -111,9 +97,9 @@ def gumbel(frame: pd.DataFrame, pi: torch.Tensor) -> "Figure":
     ax.plot(frame.tau, frame["norm of mean"], "^-", color=GREEN)
     trace = float(gap.trace_bound(pi))
     for level, text in (
-        (gap.entropy_bound(pi), r"$H/(2\ln 2)$"),
-        (trace, r"$1-\sum\pi^2$"),
-        (gap.softmax_jacobian_norm(pi), r"$\|D_\pi\|$"),
+        (gap.entropy_bound(pi), r"bound $H/(2\ln 2)$"),
+        (trace, r"softness $1-\sum\pi^2$"),
+        (gap.softmax_jacobian_norm(pi), r"policy's own $\|D_\pi\|$"),
     ):
         ax.axhline(float(level), color="0.3", lw=0.9, ls=":")
         box = {"fc": "white", "ec": "none", "pad": 1.5}
@@ -126,7 +112,7 @@ def gumbel(frame: pd.DataFrame, pi: torch.Tensor) -> "Figure":
     ax.annotate("root mean square", (0.12, 1.3), (4, 4), color=VERMILION, **offset)
     ax.annotate("mean norm (2 s.e.)", (0.02, last["mean"]), (0, -16), color=BLUE, **offset)
     ax.annotate("norm of the mean", (0.02, last["norm of mean"]), (0, -15), color=GREEN, **offset)
-    ax.set(xscale="log", yscale="log", xlim=(0.014, 7), xlabel=r"temperature $\tau$")
+    ax.set(xscale="log", yscale="log", xlim=(0.014, 14), xlabel=r"temperature $\tau$")
     ax.set(ylabel="norm of the Jacobian", title="Gumbel-softmax: the mean settles, the spread does not")
     ax.set_yticks([0.2, 0.3, 0.5, 1, 2, 3], ["0.2", "0.3", "0.5", "1", "2", "3"], minor=False)
     ax.set_yticks([], minor=True)
@@ -134,39 +120,91 @@ def gumbel(frame: pd.DataFrame, pi: torch.Tensor) -> "Figure":
 
 
 def whose_entropy(frame: pd.DataFrame) -> "Figure":
-    """Norm over the sharp bound taken with the *policy's* entropy, two tokens: without noise (left), mean over Gumbel
-    noise and largest over it (right). Columns ``tau, H, no noise, mean, largest``."""
-    figure, axes = panels(1, 2, width=9.2, height=3.6, sharey=True)
+    """Norm over the sharp bound taken with the *policy's* entropy, two tokens: without noise in the Jacobian (left),
+    mean over Gumbel noise and largest over it (right). Columns ``tau, H, no noise, mean, largest``."""
+    figure, axes = panels(1, 2, width=9.6, height=3.8, sharey=True)
     taus = sorted(frame.tau.unique())
+    colours = dict(zip(taus, (BLUE, SKY, BLACK, VERMILION), strict=False))
+    inside = {0.25: (0.4, 4e-3), 0.5: (1.2e-2, 1.6e-3)}  # the two that leave the left panel at its floor
     for ax, column in zip(axes, ("no noise", "mean"), strict=True):
-        for tau, colour in zip(taus, (BLUE, SKY, BLACK, ORANGE, VERMILION), strict=False):
-            part = frame[frame.tau == tau]
-            ax.loglog(part.H, part[column], color=colour, label=f"$\\tau$ = {tau:g}")
+        ax.axhspan(1, 1e6, color=ORANGE, alpha=0.08, lw=0)
         ax.axhline(1.0, color="0.3", lw=0.9, ls=":")
-        ax.set(xlabel="entropy $H$ of the policy (nats)", ylim=(1e-3, 1e6), xlim=(4e-8, 1))
+        for tau, colour in colours.items():
+            part = frame[frame.tau == tau]
+            ax.loglog(part.H, part[column], color=colour)
+            at, side = (6e-8, part.loc[part.H.idxmin(), column]), {"va": "bottom"}
+            if column == "mean" and tau == taus[0]:
+                side = {"va": "top"}
+            if column == "no noise" and tau in inside:
+                at, side = inside[tau], {"va": "center", "ha": "left" if tau == taus[0] else "right"}
+            off = (6, -3 if side["va"] == "top" else 3)
+            ax.annotate(f"$\\tau$ = {tau:g}", at, off, fontsize=9, color=colour, **_POINTS, **side)
+        ax.set(xlabel="entropy $H$ of the policy (nats)", ylim=(1e-3, 1e6), xlim=(4e-8, 6))
     largest = frame[frame.tau == taus[0]]
     axes[1].loglog(largest.H, largest.largest, "--", color=GREY)
     axes[1].annotate("largest over the noise,\nany temperature", (1e-4, 4e4), fontsize=9, color="0.4")
-    axes[0].annotate("at the bound", (6e-8, 1), (0, 3), textcoords="offset points", fontsize=8, color="0.3")
-    axes[0].set(title="soft token without noise", ylabel="norm / bound with the policy's entropy")
-    axes[1].set(title="Gumbel-softmax: mean and largest over the noise")
-    axes[0].legend(loc="upper right", ncols=1)
+    axes[0].annotate("above the bound", (0.8, 3e5), fontsize=9, color="0.35", ha="right")
+    axes[0].set(title="soft token, matched straight-through", ylabel="norm / bound with the policy's entropy")
+    axes[1].set(title="Gumbel-softmax, straight-through: mean and largest")
     return figure
 
 
-def chain(frame: pd.DataFrame, rewards: dict[str, float]) -> "Figure":
-    """How the bound of (21) grows over the exact norm, factor by factor: one thin line a prompt, their geometric mean
-    thick, a panel per rung. ``frame`` has the column ``rung`` and one column per step of the chain, in order."""
-    figure, axes = panels(1, len(rewards), width=10.4, height=3.6, sharey=True)
-    for ax, (rung, reward) in zip(np.atleast_1d(axes), rewards.items(), strict=True):
-        part = frame[frame.rung == rung].drop(columns="rung")
-        steps = range(len(part.columns))
-        ax.plot(steps, part.T, color=BLUE, alpha=0.35, lw=1)
-        ax.plot(steps, np.exp(np.log(part).mean()), "o-", color=VERMILION)
-        ax.set(yscale="log", title=f"{rung}, $J$ = {reward:.2g}")
-        ax.set_xticks(steps, _STEPS, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    np.atleast_1d(axes)[0].set_ylabel("bound / exact norm")
-    figure.suptitle(
-        "From the exact norm of the token path to the bound of (21)", x=0.01, ha="left", fontsize=10.5
-    )
+def places(frame: pd.DataFrame) -> "Figure":
+    """Exact path through the token (dot) and the bound of (21) (ring) in units of the worst fair coin, for each place
+    of the prompt, a panel per rung. Columns ``rung, place, H, exact, paper, coin``, one row a prompt; medians are
+    drawn."""
+    rungs = list(frame.rung.unique())
+    figure, axes = panels(1, len(rungs), width=10.4, height=3.4, sharey=True, squeeze=False)
+    names = list(frame.place.unique())
+    for ax, rung in zip(axes[0], rungs, strict=True):
+        part = frame[frame.rung == rung]
+        unit = part[["exact", "paper"]].div(part.coin, axis=0).groupby(part.place).median().loc[names]
+        entropy = part.groupby("place").H.median().loc[names]
+        y = np.arange(len(names))[::-1]
+        ax.axvspan(1, 1e5, color="0.93", lw=0)
+        ax.hlines(y, unit.exact, unit.paper, color=GREY, lw=1.2)
+        ax.plot(unit.exact, y, "o", color=BLUE, ms=6)
+        ax.plot(unit.paper, y, "o", color=VERMILION, mfc="white", ms=6)
+        for at, H in zip(y, entropy, strict=True):
+            ax.annotate(f"{H:.1g}" if H < 1 else f"{H:.1f}", (4e4, at), fontsize=8.5, ha="right", va="center")
+        ax.set(xscale="log", xlim=(2e-6, 1e5), title=rung, xlabel="in units of the worst fair coin")
+        ax.set_yticks(y, names)
+        ax.grid(visible=False, axis="y")
+    first, top = axes[0, 0], len(names) - 1
+    above = {"textcoords": "offset points", "fontsize": 8.5, "ha": "center"}
+    at = frame[(frame.rung == rungs[0]) & (frame.place == names[0])]
+    first.annotate("exact", ((at.exact / at.coin).median(), top), (0, 7), color=BLUE, **above)
+    first.annotate("bound", ((at.paper / at.coin).median(), top), (0, 7), color=VERMILION, **above)
+    first.annotate("$H$", (3e4, top), (-4, 9), **above)
+    for ax in axes[0]:
+        ax.set_ylim(-0.6, top + 0.8)
+    return figure
+
+
+def chain(frame: pd.DataFrame) -> "Figure":
+    """Where (21) loses: from the exact norm (1) to the bound, one bar a rung on a logarithmic axis, a segment per step.
+
+    ``frame`` has the columns ``rung`` and those of the steps, each a factor of at least 1, medians over prompts; and
+    ``pairs``, where the sharper bound by pairs of tokens stands.
+    """
+    figure, ax = panels(1, 1, width=9.0, height=2.0 + 0.45 * len(frame))
+    for y, row in enumerate(frame.iloc[::-1].itertuples()):
+        left = 1.0
+        for step, (text, colour) in _STEPS.items():
+            factor = getattr(row, step)
+            ax.barh(y, left * (factor - 1), left=left, color=colour, height=0.5, alpha=0.8)
+            middle = left * factor**0.5
+            if factor > 1.6:
+                said = f"{factor:,.0f}" if factor > 10 else f"{factor:.1f}"
+                ax.annotate(f"× {said}", (middle, y), ha="center", va="center", fontsize=9)
+            if y == 0:
+                ax.annotate(text, (middle, -0.42), ha="center", va="top", fontsize=7.5, color="0.2")
+            left *= factor
+        ax.annotate(f" {left:,.0f} times the exact norm", (left, y), va="center", fontsize=9)
+        ax.plot([row.pairs], [y + 0.33], "v", color=BLACK, ms=6)
+        if y == len(frame) - 1:
+            ax.annotate("bound by pairs", (row.pairs, y + 0.42), ha="center", va="bottom", fontsize=8.5)
+    ax.set(xscale="log", xlim=(1, 2.5e4), ylim=(-1.05, len(frame) - 0.2), xlabel="bound / exact norm")
+    ax.set_yticks(range(len(frame)), frame.rung.tolist()[::-1])
+    ax.grid(visible=False, axis="y")
     return figure
