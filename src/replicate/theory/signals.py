@@ -15,7 +15,7 @@ def surrogate_signals(
     mdp: DifferentiableMDP,
     s0: Starts,
     noise: Actions,
-    weights: Float[Tensor, "batch horizon"],
+    weights: Float[Tensor, "batch steps"],
     *,
     gamma: float | int = 1,
     dynamics: bool = True,
