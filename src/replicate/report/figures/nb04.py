@@ -14,6 +14,7 @@ from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, VERMILION, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 _SIDES = {"score function": (VERMILION, -0.12), "pathwise": (BLUE, 0.12)}
 _MARKERS = "os"
@@ -59,6 +60,15 @@ def readings(table: pd.DataFrame, *, limit: float) -> "Figure":
     return figure
 
 
+def by_token(side: str, x: "Tensor") -> pd.DataFrame:
+    """The rows of :func:`token_by_token` from ``x`` [rollouts, T, 2], a step and a parameter each."""
+    names = {"t": range(x.shape[1]), "parameter": ["position gain", "velocity gain"]}
+    index = pd.MultiIndex.from_product(names.values(), names=names)
+    mean, error = x.mean(0).flatten(), x.std(0).flatten() / len(x) ** 0.5
+    rows = {"side": side, "mean": mean, "standard error": error}
+    return pd.DataFrame(rows, index).reset_index()
+
+
 def token_by_token(table: pd.DataFrame) -> "Figure":
     """Both sides of (11) at each step (left) and their difference over the same rollouts (right).
 
@@ -84,6 +94,15 @@ def token_by_token(table: pd.DataFrame) -> "Figure":
     right.set(ylabel="difference (2 s.e.)", title="score function minus pathwise, same rollouts")
     right.legend(loc="upper right")
     return figure
+
+
+def in_units(
+    to: str, task: str, entries: list[str], what: str, x: "Tensor", reference: "Tensor"
+) -> pd.DataFrame:
+    """The rows of :func:`sent`, an entry of ``x`` [n, entries] each, in units of ``reference`` [entries]."""
+    mean, error = x.mean(0) / reference, x.std(0) / len(x) ** 0.5 / reference.abs()
+    rows = {"entry": entries, "ratio": mean, "standard error": error}
+    return pd.DataFrame({"to": to, "task": task, "what": what, **rows})
 
 
 def sent(table: pd.DataFrame) -> "Figure":
