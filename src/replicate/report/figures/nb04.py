@@ -128,7 +128,8 @@ def sent(table: pd.DataFrame) -> "Figure":
         )
     for x, text in ((0, "nothing"), (1, "what BPTT sends")):
         ax.axvline(x, color=BLUE if x else GREY, lw=1.4 if x else 0.8, zorder=0)
-        ax.annotate(text, (x, 0.75), ha="center", color=BLUE if x else "0.4")
+        above = {"xycoords": ("data", "axes fraction"), "ha": "center"}
+        ax.annotate(text, (x, 1.02), color=BLUE if x else "0.4", **above)
     parameters, states = (
         table[(table["to"] == to) & (table["what"] == "as written")] for to in ("parameters", "state")
     )
@@ -152,7 +153,7 @@ def sent(table: pd.DataFrame) -> "Figure":
         yticks=list(place.values()),
         yticklabels=[f"{task}: {entry}" for _, task, entry in place],
         xlim=(-0.45, 1.3),
-        ylim=(min(place.values()) - 0.6, 1.2),
+        ylim=(min(place.values()) - 0.6, 0.6),
     )
     ax.grid(axis="y", visible=False)
     return figure
