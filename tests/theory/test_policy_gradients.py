@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.func import grad
+from torch.func import grad, jacrev
 
 from replicate.statistics.agreement import relative_error, worst_z_bound, z_test
 from replicate.theory import policy_gradients as pg
@@ -58,6 +58,30 @@ def test_leave_one_out_is_the_group_mean_rescaled():
     R = torch.randn(3, 5, generator=generator(), dtype=torch.float64)
     mean, loo = (pg.group_advantages(R, baseline=b, scale="none") for b in ("mean", "leave_one_out"))
     assert relative_error(loo, 5 / 4 * mean) < 1e-12
+
+
+def test_the_slope_of_an_advantage_is_that_of_autograd():
+    """dA_i/dR_i with mean and std moving along: the diagonal of the Jacobian, not 1/std, which is another number."""
+    R = torch.randn(4, 5, generator=generator(), dtype=torch.float64)
+    jacobian = jacrev(lambda R: pg.group_advantages(R, eps=1e-2))
+    exact = torch.stack([jacobian(row[None])[0, :, 0].diagonal() for row in R])
+    assert relative_error(pg.advantage_slopes(R, eps=1e-2), exact) < 1e-12
+    assert (
+        relative_error(pg.advantage_slopes(R, eps=1e-2), exact * 0 + 1 / (R.std(1, keepdim=True) + 1e-2))
+        > 0.1
+    )
+
+
+def test_the_std_of_the_others_leaves_each_member_out():
+    R = torch.randn(3, 5, generator=generator(), dtype=torch.float64)
+    found = pg.leave_one_out_std(R)
+    for i in range(5):
+        others = R[:, [j for j in range(5) if j != i]]
+        assert relative_error(found[:, i], others.std(1)) < 1e-12
+    with pytest.raises(
+        ValueError, match="group: expected at least 3 members for the std of the others, got 2"
+    ):
+        pg.leave_one_out_std(R[:, :2])
 
 
 def test_a_group_of_equal_returns_has_no_advantage():

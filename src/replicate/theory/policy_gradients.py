@@ -4,7 +4,8 @@ Conventions, each a keyword: what is subtracted from a return (``baseline``), wh
 clip range, the KL weight. Trajectories have a fixed length here, so the length normalisation of (1) is the constant
 1/T; where gradients are compared with grad J it is left out, and the docstrings say so.
 
-Shapes: P prompts (starting states), G completions (trajectories) of each, T steps, `params` policy parameters.
+Shapes: `prompts` (starting states), `group` completions (trajectories) of each, N in the formulas, `horizon` T steps,
+`params` policy parameters.
 """
 
 from typing import NamedTuple
@@ -76,6 +77,16 @@ def leave_one_out(values: Float[Tensor, "*batch group"]) -> Float[Tensor, "*batc
     return (values.sum(-1, keepdim=True) - values) / (group - 1)
 
 
+def leave_one_out_std(values: Float[Tensor, "*batch group"]) -> Float[Tensor, "*batch group"]:
+    """The sample standard deviation of the *other* members. Raises ``ValueError`` for a group of fewer than three."""
+    N = values.shape[-1]
+    if N < 3:
+        raise ValueError(f"group: expected at least 3 members for the std of the others, got {N}")
+    square = (values - values.mean(-1, keepdim=True)).square()
+    # Leaving member i out takes N/(N-1) times its own squared distance from the common mean out of the sum.
+    return ((square.sum(-1, keepdim=True) - square * N / (N - 1)).clamp(min=0) / (N - 2)).sqrt()
+
+
 def group_advantages(
     returns: Float[Tensor, "prompts group"],
     *,
@@ -102,6 +113,20 @@ def group_advantages(
     else:
         advantages = returns
     return advantages / (returns.std(-1, keepdim=True) + eps) if scale == "std" else advantages
+
+
+def advantage_slopes(
+    returns: Float[Tensor, "prompts group"], *, eps: float = 1e-4
+) -> Float[Tensor, "prompts group"]:
+    """dA_i/dR_i of GRPO's own advantage, its group's mean and std moving with R_i; the other returns stand still.
+
+    With m the mean and s the sample std it is (1 - 1/N) / (s + eps) - (R_i - m)^2 / ((N - 1) s (s + eps)^2). Infinite
+    or NaN where a group's returns are all equal: the std has a corner there.
+    """
+    N = returns.shape[-1]
+    s = returns.std(-1, keepdim=True)
+    centred = returns - returns.mean(-1, keepdim=True)
+    return (1 - 1 / N) / (s + eps) - centred.square() / ((N - 1) * s * (s + eps).square())
 
 
 def group_gradients(

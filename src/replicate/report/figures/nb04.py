@@ -1,4 +1,4 @@
-"""The figures of notebook 04: (11) token by token, the group's mean and std, the clip, the family, training.
+"""The figures of notebook 04: the readings of (11), its two sides token by token, what is sent back to the states.
 
 Each function takes the table it draws and returns the figure; the caption, which names the task, is the notebook's.
 Whiskers are two standard errors.
@@ -9,16 +9,64 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels
+from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 _SIDES = {"score function": (VERMILION, -0.12), "pathwise": (BLUE, 0.12)}
 _MARKERS = "os"
-# BPTT wide and below, the others narrow and dashed above it, so that three coinciding curves are all seen.
-_METHODS = {"BPTT": (BLUE, "-", 3.2), "RLOO": (GREEN, (0, (4, 2)), 1.6), "GRPO": (VERMILION, "-", 1.4)}
+
+
+def readings(table: pd.DataFrame, *, limit: float) -> "Figure":
+    """The two sides of (11) with GRPO's own advantage against the group size, and what both tend to.
+
+    ``table`` has the columns ``N, left, right, stopped`` and the standard error ``... s.e.`` of each (0: quadrature).
+    """
+    figure, ax = panels(1, 1, width=7.0, height=3.9)
+    for name, colour, style in (
+        ("stopped", VERMILION, {"marker": "s", "ls": "-", "lw": 1}),
+        ("right", BLUE, {"marker": "o", "ms": 11, "mfc": "none", "mew": 1.6}),
+        ("left", BLACK, {"marker": "o", "ms": 4}),
+    ):
+        points(ax, table["N"], table, name, colour, error=f"{name} s.e.", **style)
+    ax.axhline(limit, color=GREY, lw=0.8)
+    where = {"textcoords": "offset points"}
+    at = table.set_index("N")
+    ax.annotate(r"slope of the signal / its std", (64, limit), (6, 5), ha="right", color="0.4", **where)
+    ax.annotate(
+        "right side, mean and std of the group stopped",
+        (2, at.loc[2, "stopped"]),
+        (12, -2),
+        color=VERMILION,
+        **where,
+    )
+    ax.annotate("left side: advantage times score", (4, at.loc[4, "left"]), (14, -10), **where)
+    text = "rings: right side, whole slope of the advantage"
+    ax.annotate(text, (4, at.loc[4, "left"]), (14, -24), color=BLUE, **where)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="group size $N$",
+        ylabel="side of (11) (2 s.e.)",
+        title="GRPO's own advantage in (11), two readings",
+        ylim=(0.25, 9),
+    )
+    ax.set_xticks(table["N"], [str(n) for n in table["N"]])
+    ax.set_yticks([0.3, 0.5, 1, 2, 4, 8], ["0.3", "0.5", "1", "2", "4", "8"])
+    ax.minorticks_off()
+    return figure
+
+
+def by_token(side: str, x: "Tensor") -> pd.DataFrame:
+    """The rows of :func:`token_by_token` from ``x`` [rollouts, T, 2], a step and a parameter each."""
+    names = {"t": range(x.shape[1]), "parameter": ["position gain", "velocity gain"]}
+    index = pd.MultiIndex.from_product(names.values(), names=names)
+    mean, error = x.mean(0).flatten(), x.std(0).flatten() / len(x) ** 0.5
+    rows = {"side": side, "mean": mean, "standard error": error}
+    return pd.DataFrame(rows, index).reset_index()
 
 
 def token_by_token(table: pd.DataFrame) -> "Figure":
@@ -31,10 +79,10 @@ def token_by_token(table: pd.DataFrame) -> "Figure":
     for (side, name), part in table.groupby(["side", "parameter"]):
         k = parameters.index(name)
         if side == "difference":
-            _points(right, part["t"] + (-0.12, 0.12)[k], part, "mean", BLACK, marker=_MARKERS[k], label=name)
+            points(right, part["t"] + (-0.12, 0.12)[k], part, "mean", BLACK, marker=_MARKERS[k], label=name)
         else:
             colour, shift = _SIDES[side]
-            _points(left, part["t"] + shift, part, "mean", colour, marker=_MARKERS[k])
+            points(left, part["t"] + shift, part, "mean", colour, marker=_MARKERS[k])
             if side == "pathwise":
                 left.annotate(name, (0.3, part["mean"].iloc[0]), va="center")
     for height, (side, (colour, _)) in zip((0.18, 0.08), _SIDES.items(), strict=True):
@@ -48,155 +96,79 @@ def token_by_token(table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def group_mean(table: pd.DataFrame) -> "Figure":
-    """How long the expected group gradient is, in units of grad J, against the group size.
+def in_units(
+    to: str, task: str, entries: list[str], what: str, x: "Tensor", reference: "Tensor"
+) -> pd.DataFrame:
+    """The rows of :func:`sent`, an entry of ``x`` [n, entries] each, in units of ``reference`` [entries]."""
+    mean, error = x.mean(0) / reference, x.std(0) / len(x) ** 0.5 / reference.abs()
+    rows = {"entry": entries, "ratio": mean, "standard error": error}
+    return pd.DataFrame({"to": to, "task": task, "what": what, **rows})
 
-    ``table`` has the columns ``G, baseline, factor, standard error``, the baselines being "mean" and "leave_one_out".
+
+def sent(table: pd.DataFrame) -> "Figure":
+    """Means of what the surrogate sends to parameters and to states, a row each, in units of what BPTT sends.
+
+    ``table`` has the columns ``to, task, entry, what, ratio, standard error``; ``what`` is "as written" or "rewards in
+    the graph", ``to`` is "parameters" or "state".
     """
-    figure, ax = panels(1, 1, width=6.2, height=3.5)
-    G = np.linspace(1.8, 1.06 * table["G"].max(), 100)
-    ax.plot(G, 1 - 1 / G, color=VERMILION, lw=1)
-    ax.axhline(1, color=BLUE, lw=1)
-    for baseline, colour, label, height in (
-        ("mean", VERMILION, "mean of the group, line: $1 - 1/G$", 0.74),
-        ("leave_one_out", BLUE, "mean of the others, line: 1", 1.05),
+    names = table[["to", "task", "entry"]].drop_duplicates().reset_index(drop=True)
+    place = {tuple(name): -k - 0.8 * (name["to"] == "state") for k, name in names.iterrows()}
+    figure, ax = panels(1, 1, width=8.2, height=4.2)
+    for what, colour, style in (
+        ("rewards in the graph", GREEN, {"ms": 11, "mfc": "none", "mew": 1.8}),
+        ("as written", VERMILION, {"ms": 6}),
     ):
-        part = table[table["baseline"] == baseline]
-        _points(ax, part["G"], part, "factor", colour)
-        ax.annotate(label, (6.2, height), color=colour)
+        part = table[table["what"] == what]
+        y = [
+            place[to, task, entry]
+            for to, task, entry in zip(part["to"], part["task"], part["entry"], strict=True)
+        ]
+        ax.errorbar(
+            part["ratio"], y, xerr=2 * part["standard error"], marker="o", ls="none", color=colour, **style
+        )
+    for x, text in ((0, "nothing"), (1, "what BPTT sends")):
+        ax.axvline(x, color=BLUE if x else GREY, lw=1.4 if x else 0.8, zorder=0)
+        above = {"xycoords": ("data", "axes fraction"), "ha": "center"}
+        ax.annotate(text, (x, 1.02), color=BLUE if x else "0.4", **above)
+    parameters, states = (
+        table[(table["to"] == to) & (table["what"] == "as written")] for to in ("parameters", "state")
+    )
+    middle = {"textcoords": "offset points", "va": "center"}
+    at = place[tuple(parameters.iloc[1][["to", "task", "entry"]])]
+    ax.annotate(
+        "the surrogate's gradient\nin the parameters",
+        (1, at),
+        (-14, 0),
+        ha="right",
+        color=VERMILION,
+        **middle,
+    )
+    at = place[tuple(states.iloc[0][["to", "task", "entry"]])] - 0.5
+    ax.annotate("its signal at the state,\nas written", (0, at), (24, 0), color=VERMILION, **middle)
+    ax.annotate(
+        "the same with rewards\nin the graph", (1, at - 2), (-14, 0), ha="right", color=GREEN, **middle
+    )
     ax.set(
-        title="What the group's mean does to the length of the expected gradient",
-        xlabel="group size $G$",
-        ylabel=r"mean estimate along $\nabla J$ (2 s.e.)",
-        xticks=sorted(table["G"].unique()),
-        ylim=(0.4, 1.15),
+        xlabel="mean of what the surrogate sends, in units of what BPTT sends (2 s.e.)",
+        yticks=list(place.values()),
+        yticklabels=[f"{task}: {entry}" for _, task, entry in place],
+        xlim=(-0.45, 1.3),
+        ylim=(min(place.values()) - 0.6, 0.6),
     )
+    ax.grid(axis="y", visible=False)
     return figure
 
 
-def group_std(exact: pd.DataFrame, measured: pd.DataFrame) -> "Figure":
-    """Weights of prompts after the division by the group's std: exact for binary rewards, measured for returns.
-
-    ``exact`` has the columns ``p, limit`` and one ``G = k`` a group size; ``measured`` has ``1 / std, weight`` and
-    ``standard error``.
-    """
-    figure, (left, right) = panels(1, 2, width=9.6, height=3.6)
-    sizes = [name for name in exact if name.startswith("G = ")]
-    for name, colour in zip(sizes, (GREY, ORANGE, GREEN, BLUE), strict=True):
-        left.plot(exact["p"], exact[name], color=colour)
-        # The largest group's curve leaves the panel at the sides and has its label in the middle.
-        inside = name == sizes[-1]
-        spot = (0.5, exact[name].iloc[len(exact) // 2]) if inside else (1.0, exact[name].iloc[-1])
-        offset, ha = ((0, 9), "center") if inside else ((3, 0), "left")
-        style = {"color": colour, "ha": ha, "va": "bottom" if inside else "center"}
-        left.annotate(f"${name}$", spot, offset, textcoords="offset points", **style)
-    left.plot(exact["p"], exact["limit"], color=BLACK, lw=1, ls="--")
-    left.annotate(r"$1/\sqrt{p(1-p)}$", (0.1, 4.1))
-    left.set(
-        title="binary rewards, exact",
-        xlabel="success probability $p$ of the prompt",
-        ylabel=r"weight on $\nabla p$",
-        xlim=(-0.04, 1.17),
-        ylim=(0, 5),
-    )
-    _points(right, measured["1 / std"], measured, "weight", VERMILION)
-    reach = np.array([0, 1.1 * measured["1 / std"].max()])
-    right.plot(reach, reach, color=BLACK, lw=1, ls="--")
-    right.annotate(
-        "weight = 1 / std", 2 * (0.5 * reach[1],), (-10, 4), textcoords="offset points", ha="right"
-    )
-    right.set(
-        title="returns of the cart, groups of 64",
-        xlabel="1 / std of the prompt's returns",
-        ylabel=r"measured weight on $\nabla J$ (2 s.e.)",
-    )
-    return figure
-
-
-def clip(table: pd.DataFrame) -> "Figure":
-    """Mean gradient of the surrogate, free and clipped, and the true one, against the distance from theta_old.
-
-    ``table`` has the columns ``shift, truth, free, free s.e., clipped, clipped s.e.``.
-    """
-    figure, ax = panels(1, 1, width=6.8, height=3.6)
-    ax.plot(table["shift"], table["truth"], color=BLACK, lw=1)
-    for kind, colour, marker in (("free", BLUE, "o"), ("clipped", VERMILION, "s")):
-        _points(ax, table["shift"], table, kind, colour, error=f"{kind} s.e.", marker=marker)
-    last = table.iloc[-1]
-    for text, height, offset, colour in (
-        ("surrogate without clip", last["free"], 36, BLUE),
-        (r"line: true $\nabla J(\theta)$", last["truth"], -26, BLACK),
-        ("surrogate with clip", last["clipped"], 28, VERMILION),
-    ):
-        place = {"textcoords": "offset points", "ha": "right"}
-        ax.annotate(text, (last["shift"], height), (0, offset), color=colour, **place)
-    ax.axhline(0, color=GREY, lw=0.8)
-    ax.set(
-        title=r"One step of the cart: the surrogate's gradient away from $\theta_{old}$",
-        xlabel=r"shift of the mean action from $\theta_{old}$ (noise scales)",
-        ylabel="mean gradient along the step (2 s.e.)",
-    )
-    return figure
-
-
-def family(table: pd.DataFrame) -> "Figure":
-    """Bias, noise and misdirection of one update, a row of dots per estimator.
-
-    ``table`` is indexed by the estimators' names and has the columns of
-    :func:`replicate.theory.policy_gradients.update_statistics`.
-    """
-    figure, axes = panels(1, 3, width=10.4, height=3.7, sharey=True)
-    rows = table.iloc[::-1]
-    rows = rows.assign(miss=1 - rows["cosine"])
-    colours = [{"BPTT": BLUE, "GRPO": VERMILION}.get(name, "0.4") for name in rows.index]
-    y = np.arange(len(rows))
-    for ax, column, error in zip(
-        axes, ("along", "noise", "miss"), ("along s.e.", None, "cosine s.e."), strict=True
-    ):
-        ax.scatter(rows[column], y, color=colours, zorder=3, s=34)
-        if error:
-            ax.errorbar(rows[column], y, xerr=2 * rows[error], fmt="none", ecolor=colours)
-        ax.set(xscale="log", yticks=y, yticklabels=rows.index)
-        ax.grid(axis="y", color="0.93")
-    axes[0].axvline(1, color=BLACK, lw=0.8)
-    axes[0].set_xticks([0.8, 1, 1.5, 2, 3, 5], ["0.8", "1", "1.5", "2", "3", "5"])
-    axes[0].minorticks_off()
-    axes[0].set(title="length of the mean update", xlabel=r"mean along $\nabla J$ / $\|\nabla J\|$ (2 s.e.)")
-    axes[1].set(title="noise of one update", xlabel="std of an update / norm of its mean")
-    axes[2].set(title="misdirection of one update", xlabel=r"$1 - {}$mean cosine with $\nabla J$ (2 s.e.)")
-    return figure
-
-
-def training(table: pd.DataFrame) -> "Figure":
-    """Mean return against the rollouts seen, a panel per task, with 95 % t-intervals over seeds.
-
-    ``table`` has the columns ``task, method, seed, rollouts, J``.
-    """
-    from scipy.stats import t
-
-    figure, axes = panels(1, table["task"].nunique(), width=9.6, height=3.6)
-    for ax, (task, rows) in zip(axes, table.groupby("task"), strict=True):
-        for name, (colour, style, width) in _METHODS.items():
-            seeds = rows[rows["method"] == name].groupby("rollouts")["J"]
-            mean, half = seeds.mean(), seeds.sem() * t.ppf(0.975, seeds.count() - 1)
-            ax.plot(mean.index, mean, color=colour, ls=style, lw=width, label=name)
-            ax.fill_between(mean.index, mean - half, mean + half, color=colour, alpha=0.17, lw=0)
-        ax.set(xlabel="rollouts seen", title=task)
-    axes[0].set_ylabel(f"mean return $J$ (95 % interval, {table['seed'].nunique()} seeds)")
-    axes[0].legend(loc="lower right")
-    return figure
-
-
-def _points(
+def points(
     ax: "Axes",
-    x: pd.Series,
+    x: pd.Series | np.ndarray,
     table: pd.DataFrame,
     column: str,
     colour: str,
     *,
-    error="standard error",
-    **style,
-):
+    error: str = "standard error",
+    **style: object,
+) -> None:
     """Dots with whiskers of two standard errors."""
     style = {"marker": "o", "ls": "none", **style}
     ax.errorbar(x, table[column], 2 * table[error], color=colour, **style)
