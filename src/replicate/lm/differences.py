@@ -60,13 +60,13 @@ def moved(
     tokens: Int[Tensor, "batch length"],
     *,
     layer: int,
-    by: Float[Tensor, "batch length hidden"],
+    by: Float[Tensor, "batch length hidden"] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Hidden states of all layers, and the logits, once ``by`` has been added to the output of ``layer``.
+    """Hidden states of all layers, and the logits, with ``by`` (if given) added to the output of ``layer``.
 
     Layers are numbered as :data:`~replicate.models.hooks.FINAL` says; raises ``ValueError`` for one out of range.
     """
-    layer = layer_number(model, layer)
+    layer, by = layer_number(model, layer), torch.zeros(()) if by is None else by
     if layer in (0, FINAL):
         module = model.get_output_embeddings() if layer == FINAL else blocks(model)[0]
         hook = module.register_forward_pre_hook(_adding_in(by), with_kwargs=True)
@@ -111,7 +111,7 @@ def credit(
     t's position comes from forward passes: no backward pass has a part in it.
     """
     tokens, first = torch.cat([prompts, completions[:, :-1]], dim=1), prompts.shape[1] - 1
-    still, _ = moved(model, tokens, layer=FINAL, by=torch.zeros(1))
+    still, _ = moved(model, tokens, layer=FINAL)
     scores = weights[..., None] * costate.local_scores(
         model, still[FINAL][:, first:], completions, vocab=vocab
     )
@@ -126,20 +126,23 @@ def credit(
 
 def along_states(
     recurrence: Recurrence,
-    states: Sequence[Float[Tensor, "batch state"]],
+    states: Sequence[Tensor],
     completions: Int[Tensor, "batch T"],
     weights: Float[Tensor, "batch T"],
-    costates: Sequence[Float[Tensor, "batch state"]],
+    costates: Sequence[Tensor],
     *,
     generator: torch.Generator,
 ) -> list[float]:
     """Distance of <lambda^_t, v> from the slope of minus (13) as s_t is moved along v, over the norms, for t = 1..T.
+
+    States and costates are [batch, state], the state growing with t.
 
     What the next state repeats (a cache) and the rest (h_t) have units of their own: v is taken relative to the state
     in either block, half along the costate, and the norms are products taken block by block.
     """
     found = []
     for t, (state, now) in enumerate(zip(states, costates, strict=True)):
+        state = state.detach()
         blocks = [slice(0, recurrence.kept(state.shape[1])), slice(recurrence.kept(state.shape[1]), None)]
         v, size = torch.zeros_like(state), 0.0
         for block in blocks:
@@ -244,7 +247,7 @@ def reach(
     """
     numbers = costate.layer_numbers(model, layers)
     rows = tokens.expand(len(tokens), -1)
-    still, _ = moved(model, rows, layer=FINAL, by=torch.zeros(1))
+    still, _ = moved(model, rows, layer=FINAL)
     picked = [still[layer] for layer in numbers]
     found = []
     for layer in numbers:

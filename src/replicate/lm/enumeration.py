@@ -8,7 +8,6 @@ so the score function, at fixed tokens, is an unbiased estimate for *any* state 
 completion are [N, T], N = |V|^T; its return-to-go is G_t = sum_{k>=t} gamma^{k-t} r_k.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -202,25 +201,6 @@ def mean_square_error(
     return float(bias.square().sum() + trace / n), float(variance)
 
 
-def monte_carlo_errors(
-    estimates: Float[Tensor, "N state"],
-    probs: Float[Tensor, " N"],
-    target: Float[Tensor, " state"],
-    sizes: list[int],
-    *,
-    repeats: int,
-    rng: np.random.Generator,
-) -> Float[np.ndarray, "sizes repeats"]:
-    """Distance to ``target`` of the mean of n completions' estimates, for each n in ``sizes``, ``repeats`` times."""
-    p = (probs / probs.sum()).numpy()
-    values = estimates.numpy()
-    errors = np.empty((len(sizes), repeats))
-    for row, column in itertools.product(range(len(sizes)), range(repeats)):
-        mean = rng.multinomial(sizes[row], p) @ values / sizes[row]
-        errors[row, column] = np.linalg.norm(mean - target.numpy())
-    return errors
-
-
 @dataclass(frozen=True)
 class Averages:
     """Errors of averages of n samples each, for every n of ``sizes``: ``errors`` [runs] an array each, beside the exact
@@ -238,7 +218,7 @@ class Averages:
         return [float(((e**2).mean() - m) / (v / len(e)) ** 0.5) for e, m, v in cells]
 
     @property
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, float | int]]:
         """One row a run, for a table: ``n, run, error, predicted``, the last the exact root mean square."""
         cells = zip(self.sizes, self.errors, self.mean_square, strict=True)
         return [
