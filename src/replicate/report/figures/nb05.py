@@ -72,10 +72,9 @@ def lost_credit(table: pd.DataFrame) -> "Figure":
         _frame(ax)
         ax.set_xticks(range(size), [f"$h_{t + 1}$" for t in range(size)])
         ax.set_yticks(range(size), [f"$o_{k + 1}$" for k in range(size)])
-        dropped = (block.sum() - block.trace()) / block.sum()
-        ax.set_title(
-            f"{state}\ndropped: {100 * dropped:.0f}%", loc="center", color=VERMILION if dropped else BLACK
-        )
+        later = (block.sum() - block.trace()) / block.sum()
+        heard = f"{100 * later:.0f}% from later tokens" if later else "own token only"
+        ax.set_title(f"{state}:\n{heard}", loc="center", color=VERMILION if later else BLACK)
     np.atleast_1d(axes)[0].set_ylabel("token scored")
     figure.supxlabel("position of the state", fontsize=10)
     figure.suptitle("Whose credit arrives where: (15) keeps the framed diagonal and drops the red")
@@ -145,9 +144,9 @@ def cut_token_path(table: pd.DataFrame) -> "Figure":
         ax.annotate(text, (last, height), (10, 0), textcoords="offset points", color=colour, va="center")
     ax.set(
         title="Fix the tokens: only the model without a memory stops hearing from later ones",
-        xlabel="tokens between the embedding and the token that is scored   (bars: 80% of the completions)",
+        xlabel="tokens between the embedding and the scored token (bars: 80% of completions)",
         ylabel="credit at the embedding\n(1: no token in between)",
-        xlim=(-0.1, last + 1.35),
+        xlim=(-0.15, last + 1.35),
         xticks=range(last + 1),
         ylim=(-0.05, None),
     )
