@@ -390,23 +390,6 @@ def test_leave_one_out_error_is_that_of_a_u_statistic(nine, group):
         enumeration.leave_one_out_mse(P, R, S, group=1)
 
 
-def test_monte_carlo_is_unbiased_and_falls_with_the_square_root(nine):
-    P, S, R = nine
-    g, estimates = (P * R) @ S, R[:, None] * S
-    sizes, repeats = [2**k for k in (4, 8, 12, 16)], 60
-    errors = enumeration.monte_carlo_errors(
-        estimates, P, g, sizes, repeats=repeats, rng=np.random.default_rng(0)
-    )
-    x, y = np.repeat(np.log(sizes), repeats), np.log(errors).ravel()
-    slope, cov = np.polyfit(x, y, 1, cov=True)
-    assert abs(slope[0] + 0.5) < 4 * cov[0, 0] ** 0.5
-    biased = enumeration.monte_carlo_errors(
-        0.75 * estimates, P, g, sizes, repeats=repeats, rng=np.random.default_rng(0)
-    )
-    wrong, wide = np.polyfit(x, np.log(biased).ravel(), 1, cov=True)
-    assert abs(wrong[0] + 0.5) > 4 * wide[0, 0] ** 0.5  # a shrunken estimator is caught
-
-
 def test_sampled_completions_follow_the_enumerated_law():
     from replicate.rl.policies import SinglePolicy
     from replicate.rl.rollout import sample

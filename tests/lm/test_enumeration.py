@@ -83,21 +83,23 @@ def test_mean_square_error_is_that_of_all_possible_samples(samples, biased):
     assert variance > 1e-3
 
 
-def test_mean_square_error_is_met_by_monte_carlo_and_a_scaled_estimate_is_not():
+def test_averages_meet_the_exact_mean_square_error_and_scaled_ones_do_not():
     rng = seeded(5)
     estimates = torch.randn(9, 4, generator=rng, dtype=torch.float64)
-    probs = torch.full((9,), 1 / 9, dtype=torch.float64)
-    target, n, repeats = probs @ estimates, 4096, 100
-
-    def z(scale):
-        errors = enumeration.monte_carlo_errors(
-            scale * estimates, probs, target, [n], repeats=repeats, rng=np.random.default_rng(0)
-        )
-        mean, variance = enumeration.mean_square_error(estimates, probs, target, samples=n)
-        return abs(np.square(errors).mean() - mean) / (variance / repeats) ** 0.5
-
-    assert z(1.0) < 4
-    assert z(0.75) > 20
+    probs = torch.tensor([1.0, 2, 3, 4, 5, 4, 3, 2, 1]).double() / 25
+    drawn = torch.multinomial(probs, 2**17, replacement=True, generator=rng)
+    target, sizes = probs @ estimates, [16, 1024]
+    found = enumeration.averages(estimates[drawn], estimates, probs, target, sizes)
+    assert [len(e) for e in found.errors] == [2**13, 2**7]
+    assert max(map(abs, found.z)) < 4
+    slope = np.log(found.errors[0]).mean() - np.log(found.errors[1]).mean()
+    assert slope == pytest.approx(np.log(64) / 2, abs=0.2)  # the square root of 1024 / 16
+    assert [row["n"] for row in found.rows] == [16] * 2**13 + [1024] * 2**7
+    assert found.rows[0]["predicted"] ** 2 == pytest.approx(found.mean_square[0])
+    shrunken = enumeration.averages(0.75 * estimates[drawn], estimates, probs, target, sizes)
+    assert abs(shrunken.z[1]) > 20
+    with pytest.raises(ValueError, match=r"sizes: expected at most 65536, half of the samples, got 65537"):
+        enumeration.averages(estimates[drawn], estimates, probs, target, [65537])
 
 
 def test_mean_square_error_refuses_an_empty_sample():

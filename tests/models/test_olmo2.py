@@ -97,15 +97,15 @@ def test_planted_errors_are_rejected(error, monkeypatch):
     cotangents = torch.randn(1, P, 1, 16, generator=seeded(1), dtype=torch.float64)
     tape = olmo2.forward(model, tokens)
     right = dict(olmo2.pull_back(tape, cotangents))[0]
-    rotate, adjoint = olmo2._rotate, olmo2._norm_adjoint
+    rotate, adjoint = olmo2._rotate, olmo2.norm_adjoint
     if error == "norm without projection":
-        monkeypatch.setattr(olmo2, "_norm_adjoint", lambda b, n: n.rate[:, None] * (b * n.weight))
+        monkeypatch.setattr(olmo2, "norm_adjoint", lambda b, n: n.rate[:, None] * (b * n.weight))
     elif error == "rotation not undone":
         monkeypatch.setattr(olmo2, "_rotate", lambda x, cos, sin: rotate(x, cos, -sin))
     else:
         monkeypatch.setattr(
             olmo2,
-            "_norm_adjoint",
+            "norm_adjoint",
             lambda b, n: adjoint(b, olmo2.Normed(n.unit, n.rate, torch.ones_like(n.weight))),
         )
     wrong = dict(olmo2.pull_back(tape, cotangents))[0]

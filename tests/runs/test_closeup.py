@@ -10,6 +10,7 @@ import torch
 from replicate.ladder import landmarks, open_ladder
 from replicate.lm import (
     costate,
+    differences,
     logit_path,
     paths,
     pathways,
@@ -19,6 +20,8 @@ from replicate.lm import (
     spectra,
     theorem_one,
 )
+from replicate.report.ledger.asked import Asked
+from replicate.report.ledger.questions import Ledger
 from replicate.report.verdicts import ControlFailed
 from replicate.runs.closeup import Look
 from replicate.runs.estimate import Plan
@@ -63,6 +66,14 @@ def test_everything_that_is_measured_of_a_ladder_can_be_of_any_make(
     o, A = torch.randint(V, (4, 3)), torch.randn(4).double()
     lam = costate.layer_costates(model, q[:4], o, A, vocab=V, layers=layers)
     assert costate.credit_matrix(model, q[:4], o, A, vocab=V, layer=0).sum(1).shape == lam[0][:, -3:].shape
+    assert 0 <= look.undecided < len(look.asked)
+    moved = differences.reach(model, q[0], layers=layers, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(moved > 0, exact > 0)
+    assert min(costate.upward_share(x) for x in (exact, moved)) > 0
+    e_q, y = model.get_input_embeddings()(q[:2, :-1]), look.prompts.labels[:2]
+    kept = relaxed.around_token(model, e_q, y, vocab=V, cut=True)
+    assert not kept[0].any()
+    assert kept[1].any()
     # 06 and 08
     F, s = recurrence.transformer(model, vocab=V), recurrence.prompt_state(model, q[:1])
     noise = relaxed.gumbel(2, V, generator=torch.Generator().manual_seed(0))
@@ -133,7 +144,9 @@ def test_a_model_beyond_memory_is_refused_before_it_is_opened(tmp_path, snapshot
 def look(ladder, opened, tmp_path):
     """A look at the session's ladder as somebody else's, of which only the last two rungs are named."""
     folder = ladder.checkpoints[0].where.parent
-    return opened("05_empirical_costates", folder, RUNGS=[20, 40]).look(rng=np.random.default_rng(0))
+    run = opened("05_empirical_costates", folder, RUNGS=[20, 40])
+    run.verdict = Asked(run.verdicts, Ledger())  # what the notebook itself asks is not asked here
+    return run.look(rng=np.random.default_rng(0))
 
 
 ROW = {"kind": "ours", "where": "A3", "quantity": "q"}

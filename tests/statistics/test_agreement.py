@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from replicate.statistics.agreement import log_slope, monte_carlo_slope, relative_error, worst_z_bound, z_test
+from replicate.statistics.agreement import (
+    angle,
+    log_slope,
+    monte_carlo_slope,
+    relative_error,
+    worst_z_bound,
+    z_test,
+)
 
 
 def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -73,3 +80,11 @@ def test_monte_carlo_slope_is_one_half_for_independent_samples_and_flat_for_a_bi
     assert abs(monte_carlo_slope(samples, zero + 9, [1, 4, 16, 64], blocks=200)[2].slope) < 0.02
     with pytest.raises(ValueError, match="samples: expected at least 17000 rows, got 10"):
         monte_carlo_slope(samples[:10], zero, [1, 4, 16, 64], blocks=200)
+
+
+def test_an_angle_is_exact_where_it_is_small_and_ignores_lengths():
+    x = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert angle(x, 3 * x) == 0
+    assert angle(x, torch.tensor([0.0, -2.0]).double()) == pytest.approx(90)
+    assert angle(x, torch.tensor([1.0, 1e-9]).double()) == pytest.approx(np.rad2deg(1e-9), rel=1e-6)
+    assert angle(x, -x) == pytest.approx(180)

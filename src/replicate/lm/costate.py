@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from replicate.lm.recurrence import Recurrence, Scale, State, log_policies, unroll
-from replicate.models import olmo2
+from replicate.models import olmo2, olmo2_cache
 from replicate.models.hooks import FINAL, frozen, hidden_states, layer_number, require_eager
 from replicate.models.jacobians import rows
 from replicate.models.logits import log_policy
@@ -67,7 +67,7 @@ def _layer_costates_by_hand(model, prompts, completions, weights, vocab, layers)
     )
     final = tape.final.detach().requires_grad_()
     with frozen(model), torch.enable_grad():
-        logp = _taken(model.lm_head(final), completions, vocab)
+        logp = taken(model.lm_head(final), completions, vocab)
         (at_final,) = torch.autograd.grad((weights * logp).sum(), final)  # (14) at the final state
     found = {FINAL: at_final}
     found |= {layer: back[0] for layer, back in olmo2.pull_back(tape, at_final[None])}
@@ -140,6 +140,22 @@ def probed_influence(
     return torch.stack(found, dim=2)
 
 
+def upward_share(influence: Float[Tensor, "layers length layers length"]) -> float:
+    """The smallest effect of a state on a higher layer at a later position, over its effect there at its own position.
+
+    From :func:`layer_influence`, or anything indexed as it is; the last block and the final state, which nothing above
+    reads, are left out as sources. A ratio of effects on one layer has no units.
+    """
+    layers, length = influence.shape[:2]
+    later = torch.ones(length, length).triu(1).bool()  # [t, k]
+    shares = [
+        (influence[low, :, high] / influence[low, :, high].diagonal()[:, None])[later]
+        for low in range(layers - 2)
+        for high in range(low + 1, layers)
+    ]
+    return float(torch.stack(shares).min())
+
+
 def _states(model: nn.Module, tokens: Int[Tensor, " length"], layers: Sequence[int] | None) -> list[Tensor]:
     """Hidden states of the layers wanted, with their graph."""
     require_eager(model, "Jacobians by batched backward passes")
@@ -203,6 +219,68 @@ def costates_by_recursion(
     return out[::-1]
 
 
+def cache_costates(
+    model: nn.Module,
+    prompts: Int[Tensor, "batch length"],
+    completions: Tokens,
+    advantages: Float[Tensor, "batch ..."],
+    *,
+    vocab: int,
+) -> list[Tensor]:
+    """What :func:`costates` gives for the cache of an OLMo-2, from one written-out backward pass over all tokens.
+
+    No graph, no step from t to t + 1: see :mod:`replicate.models.olmo2_cache`. At h_t it is the score of o_t alone.
+    Raises ``ValueError`` for a model whose backward pass is not written out.
+    """
+    olmo2.chosen(model, True)
+    weights = token_weights(completions, advantages, None)
+    tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
+    tape = olmo2.forward(model, tokens, read=completions.shape[1])
+    scores = local_scores(model, tape.final, completions, vocab=vocab) * weights[..., None]
+    caches = olmo2_cache.cache_costates(tape, scores)
+    return [torch.cat([cache, scores[:, t]], dim=1) for t, cache in enumerate(caches)]
+
+
+def local_scores(
+    model: nn.Module, final: Float[Tensor, "batch T hidden"], completions: Tokens, *, vocab: int
+) -> Float[Tensor, "batch T hidden"]:
+    """dlog pi(o_t)/dh_t = W^T (onehot(o_t) - pi_t) at the final states, in closed form."""
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        pi = log_policy(head(final), vocab=vocab).exp()
+        return (nn.functional.one_hot(completions, vocab).to(pi.dtype) - pi) @ head.weight[:vocab]
+
+
+def costates_at_tokens(
+    recurrence: Recurrence, state: State, completions: Tokens, weights: PerToken
+) -> Float[Tensor, "batch fed dim"]:
+    """- dL/de(o_t) of (13) at the embeddings of the tokens that are read back, o_1..o_{T-1}, tokens fixed.
+
+    What is asked of every model in the same units, whatever its state: how far back credit travels without the path
+    through a sampled token. Zeros are exact.
+    """
+    embedded = recurrence.embeddings[completions[:, :-1]].detach().requires_grad_()
+    with torch.enable_grad():
+        logp = log_probs_fed(recurrence, state.detach(), completions, embedded)
+        (grads,) = torch.autograd.grad((weights * logp).sum(), embedded)
+    return grads
+
+
+def log_probs_fed(
+    recurrence: Recurrence,
+    state: State,
+    completions: Tokens,
+    embedded: Float[Tensor, "batch fed dim"],
+) -> PerToken:
+    """log pi(o_t) where ``embedded`` is read back in the place of the tokens' own embeddings."""
+    logp = []
+    for t, tokens in enumerate(completions.T):
+        logp.append(log_policies(recurrence, state, t).gather(1, tokens[:, None]))
+        if t + 1 < completions.shape[1]:
+            state = recurrence.advance(state, embedded[:, t])
+    return torch.cat(logp, dim=1)
+
+
 def token_weights(
     completions: Tokens,
     advantages: Float[Tensor, "batch ..."],
@@ -236,9 +314,9 @@ def _read(model, prompts, completions, vocab) -> tuple[list[Tensor], PerToken]:
     """Hidden states of all layers over prompt and o_<T, with graph, and log pi(o_t)."""
     tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
     hidden, logits = hidden_states(model, tokens)
-    return hidden, _taken(logits[:, prompts.shape[1] - 1 :], completions, vocab)
+    return hidden, taken(logits[:, prompts.shape[1] - 1 :], completions, vocab)
 
 
-def _taken(logits: Tensor, completions: Tensor, vocab: int) -> PerToken:
-    """log pi(o_t) of the tokens taken, from logits [batch, T, rows]."""
+def taken(logits: Float[Tensor, "batch T rows"], completions: Tokens, vocab: int) -> PerToken:
+    """log pi(o_t) of the tokens taken."""
     return log_policy(logits, vocab=vocab).gather(2, completions[..., None]).squeeze(2)

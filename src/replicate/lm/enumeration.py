@@ -8,9 +8,9 @@ so the score function, at fixed tokens, is an unbiased estimate for *any* state 
 completion are [N, T], N = |V|^T; its return-to-go is G_t = sum_{k>=t} gamma^{k-t} r_k.
 """
 
-import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -201,23 +201,53 @@ def mean_square_error(
     return float(bias.square().sum() + trace / n), float(variance)
 
 
-def monte_carlo_errors(
+@dataclass(frozen=True)
+class Averages:
+    """Errors of averages of n samples each, for every n of ``sizes``: ``errors`` [runs] an array each, beside the exact
+    mean and variance of their squares."""
+
+    sizes: list[int]
+    errors: list[np.ndarray]
+    mean_square: list[float]
+    variance: list[float]
+
+    @property
+    def z(self) -> list[float]:
+        """The measured mean square of each size against its exact value, in standard errors."""
+        cells = zip(self.errors, self.mean_square, self.variance, strict=True)
+        return [float(((e**2).mean() - m) / (v / len(e)) ** 0.5) for e, m, v in cells]
+
+    @property
+    def rows(self) -> list[dict[str, float | int]]:
+        """One row a run, for a table: ``n, run, error, predicted``, the last the exact root mean square."""
+        cells = zip(self.sizes, self.errors, self.mean_square, strict=True)
+        return [
+            {"n": n, "run": run, "error": error, "predicted": m**0.5}
+            for n, errors, m in cells
+            for run, error in enumerate(errors)
+        ]
+
+
+def averages(
+    samples: Float[Tensor, "samples state"],
     estimates: Float[Tensor, "N state"],
     probs: Float[Tensor, " N"],
     target: Float[Tensor, " state"],
     sizes: list[int],
-    *,
-    repeats: int,
-    rng: np.random.Generator,
-) -> Float[np.ndarray, "sizes repeats"]:
-    """Distance to ``target`` of the mean of n completions' estimates, for each n in ``sizes``, ``repeats`` times."""
-    p = (probs / probs.sum()).numpy()
-    values = estimates.numpy()
-    errors = np.empty((len(sizes), repeats))
-    for row, column in itertools.product(range(len(sizes)), range(repeats)):
-        mean = rng.multinomial(sizes[row], p) @ values / sizes[row]
-        errors[row, column] = np.linalg.norm(mean - target.numpy())
-    return errors
+) -> Averages:
+    """Distances to ``target`` of averages of ``samples`` in disjoint blocks of each size, as many as there are.
+
+    What they should be comes from ``estimates``, the same quantity of all N completions with their ``probs``
+    (:func:`mean_square_error`). Raises ``ValueError`` for a size with fewer than two blocks.
+    """
+    if 2 * max(sizes) > len(samples):
+        raise ValueError(
+            f"sizes: expected at most {len(samples) // 2}, half of the samples, got {max(sizes)}"
+        )
+    blocks = [samples[: len(samples) // n * n].unflatten(0, (-1, n)).mean(1) for n in sizes]
+    errors = [(block - target).norm(dim=1).numpy() for block in blocks]
+    exact = [mean_square_error(estimates, probs, target, samples=n) for n in sizes]
+    return Averages(sizes, errors, *(list(x) for x in zip(*exact, strict=True)))
 
 
 def _refuse_many(names: str, base: int, power: int) -> None:

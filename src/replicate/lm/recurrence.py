@@ -7,7 +7,7 @@ r"""A language model as the recurrence it is at sampling time, with a state that
 * a transformer: the keys and values of every position read so far in every layer (the cache), position by position,
   and after them the final hidden state h_t that the logits are read from. A position's keys and values never change,
   so F repeats the old cache and appends one column: the identity block of ds_{t+1}/ds_t.
-* a GRU: its hidden vector.
+* a GRU or a plain recurrent net (Elman's): its hidden vector.
 * a bigram model: a function of the last token's embedding, and so nothing that survives one step.
 
 The token enters through its embedding e(o_t) alone, which is where a soft token can be put in its place.
@@ -114,6 +114,18 @@ def gru(*, vocab: int, hidden: int, gain: float = 1.0, generator: torch.Generato
         weight.normal_(0.0, gain / hidden**0.5, generator=generator)
     embeddings, head = _ends(vocab, hidden, gain, generator)
     return Recurrence(lambda s, e: cell(e, s), lambda s: s @ head.T, embeddings, lambda n: 0)
+
+
+def elman(*, vocab: int, hidden: int, gain: float = 1.0, generator: torch.Generator) -> Recurrence:
+    """The plain recurrent net s' = tanh(U s + W e(o)), with fresh weights."""
+    carry, read = (
+        torch.randn(hidden, hidden, dtype=torch.float64, generator=generator) * (gain / hidden**0.5)
+        for _ in range(2)
+    )
+    embeddings, head = _ends(vocab, hidden, gain, generator)
+    return Recurrence(
+        lambda s, e: torch.tanh(s @ carry.T + e @ read.T), lambda s: s @ head.T, embeddings, lambda n: 0
+    )
 
 
 def bigram(*, vocab: int, hidden: int, gain: float = 1.0, generator: torch.Generator) -> Recurrence:

@@ -17,9 +17,19 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from replicate.lm.enumeration import scores
-from replicate.lm.recurrence import OneState, Recurrence, Scale, State, differentiable, unroll
+from replicate.lm.recurrence import (
+    OneState,
+    Recurrence,
+    Scale,
+    State,
+    differentiable,
+    read_prompt,
+    transformer,
+    unroll,
+)
 from replicate.models.logits import entropy
 
 SoftReward = Callable[[Tensor], Tensor]
@@ -95,6 +105,27 @@ def relaxed_costates(recurrence: Recurrence, state: State, reward: SoftReward, *
     with torch.enable_grad():
         run = relaxed_rollout(recurrence, state.detach().requires_grad_(), **options)
         return list(torch.autograd.grad(reward(run.soft).sum(), run.states, materialize_grads=True))
+
+
+def around_token(
+    model: PreTrainedModel,
+    embedded: Float[Tensor, "batch length dim"],
+    labels: Int[Tensor, " batch"],
+    *,
+    vocab: int,
+    cut: bool = False,
+) -> tuple[Float[Tensor, "batch hidden"], Float[Tensor, "batch positions"], Float[Tensor, " batch"]]:
+    """Costates of pi_2(y) behind one soft token: at Def. 2's h_1, at the prompt's embeddings (flattened), and H_1.
+
+    ``labels`` are the y; with ``cut`` the soft token is fed back without its gradient, as in :func:`relaxed_rollout`.
+    """
+    recurrence, leaf = transformer(model, vocab=vocab), embedded.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        state = read_prompt(model, leaf)
+        run = relaxed_rollout(recurrence, state, horizon=2, cut=cut)
+        reward = run.soft[:, 1].gather(1, labels[:, None]).sum()
+        at_prompt, at_state = torch.autograd.grad(reward, [leaf, state])
+    return at_state[:, recurrence.kept(at_state.shape[1]) :], at_prompt.flatten(1), run.entropy[:, 0]
 
 
 def relaxed_value(

@@ -137,8 +137,8 @@ def pull_back(
     """
     if tape.start == FINAL:
         return
-    layers, run = tape.model.model.layers, compiled(_adjoint, tape.model)
-    back = _norm_adjoint(costates.transpose(0, 1), tape.norm)  # [P, S, R, d]
+    layers, run = tape.model.model.layers, compiled(adjoint, tape.model)
+    back = norm_adjoint(costates.transpose(0, 1), tape.norm)  # [P, S, R, d]
     yield len(layers), back.transpose(0, 1)
     for number in range(len(layers), tape.start, -1):
         back = run(layers[number - 1], tape.blocks[number - 1 - tape.start], back, tape.turn)
@@ -175,29 +175,38 @@ def _forward(
     return m.add_(u), tape
 
 
-def _adjoint(block: nn.Module, tape: BlockTape, back: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def adjoint(block: nn.Module, tape: BlockTape, back: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Costates [P, S, R, d] at the block's output to those [P, S, T, d] at its input."""
-    attention, mlp = block.self_attn, block.mlp
+    attention = block.self_attn
     read, length = tape.alpha.shape[2:]
-    # y = u + n_m(m): down, gate and up
-    inner = _norm_adjoint(back, tape.norm_m) @ mlp.down_proj.weight
-    slope = torch.ops.aten.silu_backward(tape.up, tape.gate)  # up * silu'(gate)
-    back = _accumulate(back, inner * slope[:, None], mlp.gate_proj.weight)
-    back = _accumulate(back, inner.mul_(tape.silu[:, None]), mlp.up_proj.weight)
-    # u = h + n_a(a)
-    mixed = _norm_adjoint(back, tape.norm_a) @ attention.o_proj.weight
-    dq, dk, dv = _attention_adjoint(tape, _heads(mixed, attention.head_dim))
+    back, mixed = to_heads(block, tape, back)
+    dq, dk, dv = _attention_adjoint(tape, mixed)
     cos, sin = turn
     scale = attention.scaling
     dq = _rotate(dq, cos[-read:] * scale, sin[-read:] * -scale).flatten(3)
     dk = _rotate(dk, cos, -sin).flatten(3)
     out = dv.flatten(3) @ attention.v_proj.weight
-    out = _accumulate(out, _norm_adjoint(dk, tape.norm_k), attention.k_proj.weight)
-    top = _accumulate(back, _norm_adjoint(dq, tape.norm_q), attention.q_proj.weight)
+    out = _accumulate(out, norm_adjoint(dk, tape.norm_k), attention.k_proj.weight)
+    top = _accumulate(back, norm_adjoint(dq, tape.norm_q), attention.q_proj.weight)
     if read == length:
         return out.add_(top)
     out[:, :, -read:] += top
     return out
+
+
+def to_heads(
+    block: nn.Module, tape: BlockTape, back: Float[Tensor, "P S R d"]
+) -> tuple[Float[Tensor, "P S R d"], Float[Tensor, "P S R H head_dim"]]:
+    """The first half of a block's adjoint, from its output y to the costates of u and of what each head mixes."""
+    attention, mlp = block.self_attn, block.mlp
+    # y = u + n_m(m): down, gate and up
+    inner = norm_adjoint(back, tape.norm_m) @ mlp.down_proj.weight
+    slope = torch.ops.aten.silu_backward(tape.up, tape.gate)  # up * silu'(gate)
+    back = _accumulate(back, inner * slope[:, None], mlp.gate_proj.weight)
+    back = _accumulate(back, inner.mul_(tape.silu[:, None]), mlp.up_proj.weight)
+    # u = h + n_a(a)
+    mixed = norm_adjoint(back, tape.norm_a) @ attention.o_proj.weight
+    return back, _heads(mixed, attention.head_dim)
 
 
 def _attention_adjoint(
@@ -228,7 +237,7 @@ def _norm(x: Tensor, module: nn.Module) -> tuple[Tensor, Normed]:
     return (unit * module.weight).to(x.dtype), Normed(unit, rate, module.weight)
 
 
-def _norm_adjoint(back: Float[Tensor, "P S positions d"], norm: Normed) -> Float[Tensor, "P S positions d"]:
+def norm_adjoint(back: Float[Tensor, "P S positions d"], norm: Normed) -> Float[Tensor, "P S positions d"]:
     unit, rate = norm.unit[:, None], norm.rate[:, None]
     z = back * norm.weight
     along = (z * unit).mean(-1, keepdim=True)

@@ -23,7 +23,7 @@ from replicate.lm.shapes import shape_of
 from replicate.models import olmo2
 from replicate.models.fresh import rescaled
 from replicate.report.rows import Verdict, number
-from replicate.rl.prompts import Prompts
+from replicate.rl.prompts import Prompts, evaluate
 from replicate.runs import estimate, jobs
 from replicate.runs.estimate import Plan
 from replicate.runs.params import LanguageParameters, whole
@@ -86,6 +86,13 @@ class Look:
         return self.prompts.select(torch.arange(self.plan.prompts))
 
     @property
+    def undecided(self) -> int:
+        """The number of the prompt whose answer the rung in focus is least sure of: its group has both rewards."""
+        with torch.no_grad():
+            correct = evaluate(self.focus.model, self.asked).correct
+        return int((correct - 0.5).abs().argmin())
+
+    @property
     def family(self) -> str:
         """The models' architecture in words, with its article."""
         kind = self.focus.model.config.model_type
@@ -115,7 +122,7 @@ class Look:
         right instead: what a costate is does not depend on which completions the rewards favour."""
         if self.foreign and (rewards == rewards[0]).all():
             print(
-                "All completions have one reward; for section 1 to 3 every second one is taken to be right."
+                "All completions have one reward; for sections 1 to 3 every second one is taken to be right."
             )
             return (torch.arange(len(rewards)) % 2).to(rewards.dtype)
         return rewards

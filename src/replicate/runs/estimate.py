@@ -143,8 +143,9 @@ def minutes(notebook: str, size: Size, plan: Plan, *, rungs: int) -> float:
         passes = plan.group * (n + 2) * 2 * N
         pairs = n * d * n * 2 * size.block * (L**3 / 6 + L**2)
         probed = (k + 2) * n * (plan.probes or 0) * n * size.block * L
-        work = 16 * passes + 3 * (k + 2) * passes + (pairs if plan.probes is None else probed)
-        work += 6 * passes + rungs * plan.prompts * n * 6 * N
+        # three routes, each layer by differences, a recursion; then states moved one by one, and maps of the prompts
+        work = (60 + 24 * (k + 2) + 6 * rungs) * passes + (pairs if plan.probes is None else probed)
+        work += (k + 2) * n**2 * 2 * N + rungs * plan.prompts * n * 22 * N
     elif notebook == "07":
         short, decomposition = min(plan.length or n, n), 15 * d**3
         ranks = k * (short**2 / 2 + size.heads * short) * decomposition

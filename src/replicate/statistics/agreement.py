@@ -53,6 +53,12 @@ def z_test(samples: Float[Tensor, "n dim"], truth: Float[Tensor, " dim"]) -> ZTe
     return ZTest(n, mean, error, torch.where(error > round_off, gap / error, constant))
 
 
+def angle(x: Float[Tensor, " dim"], y: Float[Tensor, " dim"]) -> float:
+    """The angle between two vectors in degrees, exact also where it is small."""
+    x, y = x / x.norm(), y / y.norm()
+    return 2 * torch.atan2((x - y).norm(), (x + y).norm()).rad2deg().item()
+
+
 def worst_z_bound(dim: int, *, false_alarm: float = 1e-4) -> float:
     """The |z| that the worst of ``dim`` unbiased coordinates exceeds with probability at most ``false_alarm``."""
     return float(stats.norm.isf(false_alarm / (2 * dim)))

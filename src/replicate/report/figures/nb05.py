@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, VERMILION, jitter, panels
+from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,43 +46,52 @@ def influence(table: pd.DataFrame) -> "Figure":
 
 
 def lost_credit(table: pd.DataFrame) -> "Figure":
-    """Share of each completion's costate that a recursion drops, one row of dots per state, with the means.
+    """Where a costate's credit comes from: scored token k down, token t of the state across, one panel per state.
 
-    ``table`` has the columns ``state, completion, share``.
+    ``table`` has the columns ``state, scored, token, norm``: the mean norm of A_k dlog pi(o_k)/dh_t^l. Cells show its
+    share of the column, what the costate at token t is made of; (15) with that state keeps the framed diagonal.
     """
     states = list(table["state"].unique())
-    figure, ax = panels(1, 1, width=6.4, height=2.9)
-    for row, state in enumerate(states):
-        share = table.loc[table["state"] == state, "share"].to_numpy()
-        ax.plot(share, row + jitter(len(share), spread=0.2), "o", color=BLUE, alpha=0.4, mew=0)
-        ax.plot(share.mean(), row, "|", color=VERMILION, ms=24, mew=2.5)
-        near_zero = share.mean() < 0.1  # then the dots leave room beside them, otherwise only above
-        ax.annotate(
-            f"mean {share.mean():.2f}",
-            (share.max() if near_zero else share.mean(), row),
-            (10, 0) if near_zero else (0, 19),
-            textcoords="offset points",
-            color=VERMILION,
-            ha="left" if near_zero else "center",
-            va="center",
+    figure, axes = panels(1, len(states), width=2.15 * len(states), height=2.9, sharey=True)
+    for ax, state in zip(np.atleast_1d(axes), states, strict=True):
+        block = (
+            table[table["state"] == state].pivot(index="scored", columns="token", values="norm").to_numpy()
         )
-    ax.set_yticks(range(len(states)), states)
-    ax.set(
-        title="Credit from later tokens that (15) drops",
-        xlabel="norm of the dropped part / norm of the costate, one dot per completion",
-        ylabel="layer taken as the state",
-        xlim=(-0.04, max(1.04, 1.04 * table["share"].max())),
-        ylim=(-0.5, len(states) - 0.3),
-    )
-    ax.grid(axis="y", visible=False)
+        share = block / block.sum(0)
+        size = len(block)
+        ax.imshow(np.where(block > 0, share, np.nan), cmap="Blues", vmin=0, vmax=1.6)
+        for (k, t), part in np.ndenumerate(share):
+            own = k == t
+            said = "0" if part == 0 else f"{100 * part:.0f}%"
+            colour = BLACK if own else VERMILION if part > 0 else GREY
+            ax.text(
+                t, k, said, ha="center", va="center", color=colour, weight="bold" if k > t and part else None
+            )
+            if own:
+                ax.add_patch(_square(t, k))
+        _frame(ax)
+        ax.set_xticks(range(size), [f"$h_{t + 1}$" for t in range(size)])
+        ax.set_yticks(range(size), [f"$o_{k + 1}$" for k in range(size)])
+        later = (block.sum() - block.trace()) / block.sum()
+        heard = f"{100 * later:.0f}% from later tokens" if later else "own token only"
+        ax.set_title(f"{state}:\n{heard}", loc="center", color=VERMILION if later else BLACK)
+    np.atleast_1d(axes)[0].set_ylabel("token scored")
+    figure.supxlabel("position of the state", fontsize=10)
+    figure.suptitle("Whose credit arrives where: (15) keeps the framed diagonal and drops the red")
     return figure
 
 
-def monte_carlo(table: pd.DataFrame, *, slope: float, stderr: float) -> "Figure":
+def _square(x: int, y: int):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, ec=BLACK, lw=1.2)
+
+
+def monte_carlo(table: pd.DataFrame) -> "Figure":
     """Error of an average of n costates: runs (band: 90% of them, dots: their root mean square) on the exact curve.
 
     ``table`` has the columns ``estimate, n, run, error, predicted``, the last being the exact root mean square; errors
-    are relative to the norm of the value gradient. ``slope`` and its ``stderr`` belong to the first estimate.
+    are relative to the norm of the value gradient.
     """
     figure, ax = panels(1, 1, width=6.8, height=3.9)
     for (name, part), colour in zip(table.groupby("estimate", sort=False), (BLUE, VERMILION), strict=True):
@@ -101,63 +110,55 @@ def monte_carlo(table: pd.DataFrame, *, slope: float, stderr: float) -> "Figure"
             color=colour,
             va="center",
         )
-    sizes = table["n"].unique()
-    ax.annotate(
-        f"slope {slope:.3f} \u00b1 {stderr:.3f} (s.e.)".replace("-", "\u2212"),
-        (sizes[len(sizes) // 2], 0.05 * table["predicted"].max()),
-        color=BLUE,
-        ha="right",
-    )
+    sizes = np.sort(table["n"].unique())
     ax.set(
-        title="Error of an average: lines exact, dots measured (both rms), bands 90% of the runs",
+        title="With $G_t$ the error falls as $n^{-1/2}$; with own rewards it stops at a bias",
         xscale="log",
         yscale="log",
-        xlabel="completions averaged, $n$",
+        xlabel="completions averaged, $n$   (lines: exact; dots: sampled, rms; bands: 90% of runs)",
         ylabel=r"$\|\mathrm{average} - g\| \, / \, \|g\|$",
-        xlim=(sizes[0] / 1.4, sizes[-1] * 9),
+        xlim=(sizes[0] / 1.4, sizes[-1] * 7),
     )
     return figure
 
 
 def cut_token_path(table: pd.DataFrame) -> "Figure":
-    """Gradient of the last token's log-probability at earlier states, tokens fixed: a line per model.
+    """Credit that reaches a token's embedding at fixed tokens, by the number of tokens in between: a line per model.
 
-    ``table`` has the columns ``model, steps back, norm``, one row per completion; lines are means, bands hold 90% of
-    the completions. Zero has a place on the axis.
+    ``table`` has the columns ``model, between, share``, one row per completion: the credit over that with no token in
+    between. Lines are means, bars hold 80% of the completions.
     """
-    figure, ax = panels(1, 1, width=6.8, height=3.6)
-    smallest = table.loc[table["norm"] > 0, "norm"].min()
-    floor = 10.0 ** np.floor(np.log10(smallest))
-    for (name, part), colour, marker in zip(
-        table.groupby("model", sort=False), (BLUE, GREEN, VERMILION), "os^", strict=True
+    figure, ax = panels(1, 1, width=6.8, height=3.7)
+    last, ends = table["between"].max(), {}
+    styles = zip((BLUE, GREEN, PURPLE, VERMILION), "osD^", (-0.06, 0.0, 0.06, 0.0), strict=True)
+    for (name, part), (colour, marker, aside) in zip(table.groupby("model", sort=False), styles, strict=True):
+        by_gap = part.groupby("between")["share"]
+        mean, low, high = by_gap.mean(), by_gap.quantile(0.1), by_gap.quantile(0.9)
+        ax.vlines(mean.index + aside, low, high, color=colour, alpha=0.35, lw=3)
+        ax.plot(mean.index + aside, mean, marker=marker, color=colour)
+        ends[name] = (mean.iloc[-1], colour)
+    for (name, (_, colour)), height in zip(
+        ends.items(), _apart([y for y, _ in ends.values()], 0.085), strict=True
     ):
-        by_step = part.groupby("steps back")["norm"]
-        mean, low, high = by_step.mean(), by_step.quantile(0.05), by_step.quantile(0.95)
-        ax.fill_between(mean.index, low, high, color=colour, alpha=0.15, lw=0)
-        ax.plot(mean.index, mean, marker=marker, color=colour)
-        ax.annotate(
-            name,
-            (mean.index[-1], mean.iloc[-1]),
-            (9, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-        )
-    ax.set_yscale("symlog", linthresh=floor, linscale=0.5)
-    top = int(np.ceil(np.log10(table["norm"].max())))
-    decades = range(int(np.log10(floor)), top + 1)
-    ax.set_yticks([0, *(10.0**k for k in decades)], ["exactly 0", *(f"$10^{{{k}}}$" for k in decades)])
-    ax.minorticks_off()
-    last = table["steps back"].max()
+        text = f"{name}: exactly 0" if ends[name][0] == 0 else name
+        ax.annotate(text, (last, height), (10, 0), textcoords="offset points", color=colour, va="center")
     ax.set(
-        title="Credit at fixed tokens: means over completions, bands hold 90% of them",
-        xlabel="steps $j$ back from the token that is scored",
-        ylabel=r"$\|\partial\log\pi(o_T)/\partial s_{T-j}\|$",
-        xlim=(-0.2, last + 1.1),
+        title="Fix the tokens: only the model without a memory stops hearing from later ones",
+        xlabel="tokens between the embedding and the scored token (bars: 80% of completions)",
+        ylabel="credit at the embedding\n(1: no token in between)",
+        xlim=(-0.15, last + 1.35),
         xticks=range(last + 1),
-        ylim=(-0.25 * floor, None),
+        ylim=(-0.05, None),
     )
     return figure
+
+
+def _apart(heights: list[float], gap: float) -> list[float]:
+    """``heights`` moved up where needed, so that labels at them are at least ``gap`` apart."""
+    placed, floor = list(heights), -np.inf
+    for i in np.argsort(heights):
+        placed[i] = floor = max(heights[i], floor + gap)
+    return placed
 
 
 def costate_map(table: pd.DataFrame, tokens: list[str]) -> "Figure":
