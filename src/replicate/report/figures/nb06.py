@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _RUNG_COLOURS = (PURPLE, GREEN, BLUE)
 _POINTS = {"textcoords": "offset points"}
 _STEPS = {
-    "directions": ("directions:\n" + r"$\|BD\|$ to $\|B\|\,\|D\|$", SKY),
-    "factors": ("factors of $B$:\n" + r"to $\|W\|\,\|\partial h/\partial e\|\,\|E\|$", GREEN),
+    "directions": ("directions:\n" + r"$\|\mathbf{M}\mathbf{D}\|$ to $\|\mathbf{M}\|\,\|\mathbf{D}\|$", SKY),
+    "factors": ("factors of $\\mathbf{M}$:\n" + r"to $\|W\|\,\|\partial h/\partial e\|\,\|E\|$", GREEN),
     "entropy": ("entropy:\n" + r"$\|D\|$ to $H/(2\ln 2)$", ORANGE),
 }
 
@@ -99,7 +99,7 @@ def gumbel(frame: pd.DataFrame, pi: torch.Tensor) -> "Figure":
     for level, text in (
         (gap.entropy_bound(pi), r"bound $H/(2\ln 2)$"),
         (trace, r"softness $1-\sum\pi^2$"),
-        (gap.softmax_jacobian_norm(pi), r"policy's own $\|D_\pi\|$"),
+        (gap.softmax_jacobian_norm(pi), r"policy's own $\|\mathbf{D}\|$"),
     ):
         ax.axhline(float(level), color="0.3", lw=0.9, ls=":")
         box = {"fc": "white", "ec": "none", "pad": 1.5}
