@@ -44,7 +44,7 @@ def forms_of(function: Callable[[Tensor], Tensor], n: int) -> Forms:
     Raises ``ValueError`` where it is no quadratic function, which a further point shows.
     """
     unit, (i, j) = torch.eye(n, dtype=torch.float64), torch.triu_indices(n, n, 1)
-    further = torch.linspace(-1.0, 1.3, n, dtype=torch.float64)
+    further = torch.linspace(-0.7, 1.3, n, dtype=torch.float64)
     points = torch.cat(
         [torch.zeros(1, n, dtype=torch.float64), unit, -unit, unit[i] + unit[j], further[None]]
     )

@@ -68,7 +68,7 @@ def critic_method(
     gamma: float | int,
     gae_lambda: float | int,
     features: Callable[[Tensor], Tensor],
-    ridge: float = 1e-3,
+    ridge: float | int = 1e-3,
 ) -> Method:
     """PPO's actor at theta_old = theta: generalised advantages of a critic linear in ``features`` of the state.
 
@@ -130,8 +130,9 @@ def train(
     rate meets the same states and noise. J is the mean return of 128 rollouts, the same for all lanes and evaluations.
     """
     method = method if isinstance(method, Method) else Method(method)
-    rates = torch.tensor([learning_rate] if isinstance(learning_rate, float) else list(learning_rate))
-    rate, copies = rates.double().repeat_interleave(seeds).unsqueeze(1), len(rates)
+    rates = [learning_rate] if isinstance(learning_rate, float) else list(learning_rate)
+    copies = len(rates)
+    rate = torch.tensor(rates, dtype=torch.float64).repeat_interleave(seeds).unsqueeze(1)
     test_s0 = starts(128, generator)
     test_noise = torch.randn(128, horizon, mdp.action_dim, generator=generator, dtype=torch.float64)
     J = vmap(lambda theta: sampled_return(mdp, test_s0, test_noise, gamma=gamma, theta=theta).mean())
