@@ -122,12 +122,14 @@ def train(
     seeds: int,
     generator: torch.Generator,
     evaluate_every: int = 5,
+    value: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, " evaluations"], Float[Tensor, "evaluations lanes"], Float[Tensor, "lanes params"]]:
     """Adam, ascending the method; returns (rollouts seen, J on fixed evaluation noise, last theta).
 
     ``starts(n, generator)`` draws n starting states. Every update sees ``prompts`` of them, ``group`` rollouts each; a
     critic has one batch before the first update. With several learning rates the lanes are rates x seeds, and every
-    rate meets the same states and noise. J is the mean return of 128 rollouts, the same for all lanes and evaluations.
+    rate meets the same states and noise. J is ``value`` of theta where it is given, else the mean return of 128
+    rollouts, the same in all evaluations.
     """
     method = method if isinstance(method, Method) else Method(method)
     rates = [learning_rate] if isinstance(learning_rate, float) else list(learning_rate)
@@ -135,7 +137,11 @@ def train(
     rate = torch.tensor(rates, dtype=torch.float64).repeat_interleave(seeds).unsqueeze(1)
     test_s0 = starts(128, generator)
     test_noise = torch.randn(128, horizon, mdp.action_dim, generator=generator, dtype=torch.float64)
-    J = vmap(lambda theta: sampled_return(mdp, test_s0, test_noise, gamma=gamma, theta=theta).mean())
+
+    def mean_return(theta: Tensor) -> Tensor:
+        return sampled_return(mdp, test_s0, test_noise, gamma=gamma, theta=theta).mean()
+
+    J = vmap(value or mean_return)
 
     def batch() -> tuple[Tensor, Tensor]:
         s0 = starts(seeds * prompts, generator).unflatten(0, (seeds, prompts)).repeat_interleave(group, 1)

@@ -114,8 +114,6 @@ def horizon(table: pd.DataFrame) -> "Figure":
         heights = _apart([value for value, _, _ in ends], gap=1.45)
         for height, (_, text, colour) in zip(heights, ends, strict=True):
             ax.annotate(text, (rows["T"].max(), height), (7, -3), color=colour, fontsize=8.5, **_NEAR)
-    # The first point of the dense task, where there is hardly a signal yet, would flatten all others.
-    axes[0].set_ylim(table["exact"].min() / 1.5, 2 * table[table["T"] > table["T"].min()]["exact"].max())
     axes[0].set_ylabel("squared noise of one rollout (2 s.e.)")
     return figure
 
