@@ -86,6 +86,15 @@ def test_squared_noise_counts_rollouts():
     assert moments.squared_noise(8) == 16
 
 
+def test_an_update_averages_means_and_quarters_variances():
+    one, other = (
+        exact_noise.Moments(torch.tensor([m, 0.0]), torch.tensor(v)) for m, v in ((1.0, 4.0), (3.0, 8.0))
+    )
+    found = exact_noise.update_moments([{"a": one}, {"a": other}])["a"]
+    assert found.mean.tolist() == [2, 0]
+    assert found.variance.item() == 3
+
+
 def test_a_start_that_is_drawn_has_the_mean_over_starts():
     """The law of total expectation: nodes over starts, each with its own exact mean."""
     drawn, _ = exact_noise.outcome(CART, None, **OF).moments()

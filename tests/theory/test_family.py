@@ -34,3 +34,23 @@ def test_a_quadratic_critic_fits_the_returns_that_it_can_represent():
     assert (good - groups.returns_to_go).abs().max() < 1e-5
     assert (poor - groups.returns_to_go).abs().max() > 0.1
     assert good.shape == groups.returns_to_go.shape
+
+
+def test_spread_is_the_variance_about_the_true_mean():
+    found = family.spread(torch.tensor([[1.0, 2.0], [1.0, -2.0], [3.0, 0.0]]), torch.tensor([1.0, 0.0]))
+    assert found.mean == 4
+    assert found.error == 0
+    samples = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = family.spread(samples, torch.zeros(2, dtype=torch.float64))
+    assert found.z(2.0) < 4
+    assert found.z(torch.tensor(2.3)) > 5
+
+
+def test_against_the_horizon_samples_meet_the_closed_form():
+    plant, s0 = family.plant(0.5, noise_std=0.5), torch.tensor([0.5], dtype=torch.float64)
+    found = family.against_horizon(
+        plant, s0, 4, group=4, groups=4000, blocks=400, generator=torch.Generator().manual_seed(0)
+    )
+    assert list(found) == ["RLOO", "critic, baseline only", "exact critic", "BPTT"]
+    for name, (exact, blocks) in found.items():
+        assert abs(blocks.mean() - exact) < 4.5 * blocks.std() / 20, name

@@ -6,7 +6,7 @@ flattened to [T x action], from the start s0. Without s0 the start is standard n
 before the noise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -139,6 +139,18 @@ def family_moments(
         found[name] = Moments(mean, variance.sum() / group)
     bptt = through_time(mdp, s0, **of)
     return found | {"BPTT": Moments(bptt.mean, bptt.variance.sum() / group)}
+
+
+def update_moments(by_prompt: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
+    """Those of an update that averages one independent group of each prompt, from :func:`family_moments` of each."""
+    prompts = len(by_prompt)
+    return {
+        name: Moments(
+            sum(of[name].mean for of in by_prompt) / prompts,
+            sum(of[name].variance for of in by_prompt) / prompts**2,
+        )
+        for name in by_prompt[0]
+    }
 
 
 def _rollout(mdp: LQG, s0: Start | None, x: Tensor, horizon: int) -> Rollout:

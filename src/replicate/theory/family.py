@@ -1,6 +1,7 @@
 """Every member of the policy-gradient family on the same sampled groups, under the names of ``exact_noise``."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from replicate.theory import adjoint
 from replicate.theory import policy_gradients as pg
-from replicate.theory.exact_noise import Critic
-from replicate.theory.rollout import LQG, DifferentiableMDP
+from replicate.theory.exact_noise import Critic, Start, exact_values, family_moments
+from replicate.theory.rollout import LQG, DifferentiableMDP, objective_gradient
 
 
 def estimates(
@@ -54,6 +55,69 @@ def plant(memory: float, *, noise_std: float, gain: float = -0.4) -> LQG:
     """
     one = torch.ones(1, 1, dtype=torch.float64)
     return LQG((memory - gain) * one, one, one, 0.1 * one, gain * one, noise_std=noise_std)
+
+
+class Spread(NamedTuple):
+    """Mean squared distance of samples from their true mean, and its standard error."""
+
+    mean: float
+    error: float
+
+    def z(self, expected: float | Tensor) -> float:
+        """How many standard errors it lies from ``expected``, without sign."""
+        return abs(self.mean - float(expected)) / self.error
+
+
+def spread(samples: Float[Tensor, "groups params"], truth: Float[Tensor, " params"]) -> Spread:
+    """Of estimates with the mean ``truth``: their variance summed over parameters, from samples."""
+    distance = (samples - truth).square().sum(-1)
+    return Spread(distance.mean().item(), distance.std().item() / len(samples) ** 0.5)
+
+
+def leave_one_out(
+    mdp: DifferentiableMDP,
+    s0: Float[Tensor, "prompts state"],
+    *,
+    group: int,
+    horizon: int,
+    gamma: float | int,
+    generator: torch.Generator,
+) -> Float[Tensor, "prompts params"]:
+    """RLOO's estimate from one fresh group of each start."""
+    groups = pg.sample_groups(mdp, s0, group=group, horizon=horizon, gamma=gamma, generator=generator)
+    return pg.group_gradients(groups, pg.outcome_weights(groups, baseline="leave_one_out"))
+
+
+def against_horizon(
+    mdp: LQG,
+    s0: Start,
+    horizon: int,
+    *,
+    group: int,
+    groups: int,
+    blocks: int,
+    generator: torch.Generator,
+) -> dict[str, tuple[float, Float[Tensor, " blocks"]]]:
+    """Squared noise of one rollout, undiscounted: method -> (in closed form, sampled in blocks).
+
+    The methods are RLOO, the exact critic as a mere baseline (GAE's decay 1) and with decay 0.9, and BPTT.
+    """
+    of = {"horizon": horizon, "gamma": 1}
+    V = exact_values(mdp, **of)
+    critics = {"critic, baseline only": (V, 1), "exact critic": (V, 0.9)}
+    moments = family_moments(mdp, s0, group=group, critics=critics, **of)
+    sampled = pg.sample_groups(mdp, s0.expand(groups, -1), group=group, generator=generator, **of)
+    found, truth = (
+        estimates(mdp, sampled, critics=critics, gamma=1),
+        objective_gradient(mdp, s0[None], **of)[0],
+    )
+    return {
+        name: (
+            moments[name].squared_noise(group),
+            squared_noise(found[name], truth, group=group, blocks=blocks),
+        )
+        for name in ("RLOO", *critics, "BPTT")
+    }
 
 
 def squared_noise(

@@ -32,7 +32,7 @@ def family(table: pd.DataFrame) -> "Figure":
     ``table`` is indexed by the estimators' names and has the columns ``angle`` (degrees), ``noise`` (rollouts), and
     ``exact`` (whether these are closed forms).
     """
-    figure, (left, right) = panels(1, 2, width=10, height=3.9, widths=(1, 1.8), sharey=True)
+    figure, (left, right) = panels(1, 2, width=10.0, height=3.9, widths=(1, 1.8), sharey=True)
     rows = table.iloc[::-1]
     y = np.arange(len(rows))
     colours = [_COLOURS.get(name, "0.35") for name in rows.index]
@@ -68,7 +68,7 @@ def groups(variance: pd.DataFrame, sizes: pd.DataFrame) -> "Figure":
     ``variance`` has the columns ``N, excess, sampled, error``, all relative to the oracle's variance; ``sizes`` has
     ``N, total, sampled, error``, relative to the least total.
     """
-    figure, (left, right) = panels(1, 2, width=10, height=3.5)
+    figure, (left, right) = panels(1, 2, width=10.0, height=3.5)
     left.axhline(1, color=BLACK, lw=1)
     N = np.geomspace(2, 32, 60)
     left.plot(N, 1 + variance["excess"].iloc[0] / (N - 1), color=GREEN)
@@ -111,7 +111,7 @@ def horizon(table: pd.DataFrame) -> "Figure":
         )
         ax.set_xticks(sorted(rows["T"].unique()), sorted(rows["T"].unique()))
         ax.minorticks_off()
-        heights = _apart([value for value, _, _ in ends], gap=1.45)
+        heights = _apart([float(value) for value, _, _ in ends], gap=1.45)
         for height, (_, text, colour) in zip(heights, ends, strict=True):
             ax.annotate(text, (rows["T"].max(), height), (7, -3), color=colour, fontsize=8.5, **_NEAR)
     axes[0].set_ylabel("squared noise of one rollout (2 s.e.)")
@@ -124,7 +124,7 @@ def training(table: pd.DataFrame) -> "Figure":
     ``table`` has the columns ``task, method, share``: gain over the median gain of BPTT.
     """
     tasks, methods = table["task"].unique(), list(table["method"].unique())[::-1]
-    figure, axes = panels(1, len(tasks), width=11, height=3.7, sharey=True)
+    figure, axes = panels(1, len(tasks), width=11.0, height=3.7, sharey=True)
     for ax, task in zip(axes, tasks, strict=True):
         for y, method in enumerate(methods):
             share = table[(table["task"] == task) & (table["method"] == method)]["share"].to_numpy()
