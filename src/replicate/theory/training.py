@@ -215,6 +215,27 @@ class Trained(NamedTuple):
         return self.J[-1] - self.J[0]
 
 
+def train_at(
+    mdp: DifferentiableMDP,
+    method: Method | Objective,
+    *,
+    learning_rate: float,
+    seed: int,
+    tried: dict[float, float] | None = None,
+    **options: Any,
+) -> Trained:
+    """:func:`train` at one rate on the stream ``seed``.
+
+    All methods called with one ``seed`` meet the same starting states, noise and evaluation, so that they are paired.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return Trained(
+        learning_rate,
+        tried or {},
+        *train(mdp, method, learning_rate=learning_rate, generator=generator, **options),
+    )
+
+
 def tune_and_train(
     mdp: DifferentiableMDP,
     method: Method | Objective,
@@ -225,15 +246,8 @@ def tune_and_train(
     seed: int,
     **options: Any,
 ) -> Trained:
-    """:func:`tuned_rate` on ``tuning_seeds`` seeds of one stream, then :func:`train` on ``seeds`` of another.
-
-    All methods called with one ``seed`` meet the same starting states, noise and evaluation, so that they are paired.
-    """
-    # A stream apart from the one that is reported.
+    """:func:`tuned_rate` on ``tuning_seeds`` seeds of one stream, then :func:`train_at` on ``seeds`` of another."""
     rate, tried = tuned_rate(
         mdp, method, learning_rates=learning_rates, seeds=tuning_seeds, seed=seed + 10_000, **options
     )
-    generator = torch.Generator().manual_seed(seed)
-    return Trained(
-        rate, tried, *train(mdp, method, learning_rate=rate, seeds=seeds, generator=generator, **options)
-    )
+    return train_at(mdp, method, learning_rate=rate, seed=seed, seeds=seeds, tried=tried, **options)

@@ -139,9 +139,8 @@ def training(table: pd.DataFrame) -> "Figure":
                 ax.annotate(f"{worse} further left", (-0.5, y + 0.3), fontsize=7.5, color=colour)
         ax.axvline(0, color=GREY, lw=0.8)
         ax.axvline(1, color=BLUE, lw=0.8)
-        ax.set(
-            title=task, xlabel="gain over BPTT's median gain", yticks=range(len(methods)), yticklabels=methods
-        )
+        ax.set(title=task, xlabel="gain over BPTT's median gain", xticks=(-0.5, 0, 0.5, 1))
+        ax.set_yticks(range(len(methods)), methods)
     return figure
 
 
