@@ -74,3 +74,12 @@ def test_group_means_are_taken_off_first():
     assert within.abs().max() < 0.4
     assert "x" in frame
     assert frame.loc[frame["head"] == 1, "x"].mean() > 40  # the caller's table is left alone
+
+
+def test_the_interval_of_a_median_is_order_statistics():
+    """Of 24 the 7th and the 18th: P(fewer than 7 of 24 fair coins) = 0.011, fewer than 8 0.032."""
+    values = np.arange(1.0, 25.0)[::-1]
+    assert summaries.median_interval(values) == (12.5, 7.0, 18.0)
+    assert summaries.median_interval([5, 1, 2, 3, 4, 6]) == (3.5, 1.0, 6.0)
+    with pytest.raises(ValueError, match="values: expected at least 6, got 5"):
+        summaries.median_interval([1, 2, 3, 4, 5])

@@ -27,6 +27,19 @@ def quartile_text(values) -> str:
     return f"{median:.0f} ({low:.0f}-{high:.0f})"
 
 
+def median_interval(values, *, level: float = 0.95) -> tuple[float, float, float]:
+    """(median, low, high): the order statistics that hold the median with at least ``level``, whatever the law.
+
+    Raises ``ValueError`` for fewer than six values, where no such interval of 95 % exists.
+    """
+    values = np.sort(np.asarray(values, dtype=float))
+    if len(values) < 6:
+        raise ValueError(f"values: expected at least 6, got {len(values)}")
+    k = int(stats.binom.ppf((1 - level) / 2, len(values), 0.5))
+    # P(fewer than k of n lie below the median) is under (1 - level) / 2, so the k-th smallest is low enough.
+    return float(np.median(values)), float(values[k - 1]), float(values[-k])
+
+
 def rank_correlation(
     frame: pd.DataFrame, x: str, y: str, *, within: Sequence[str] = (), by: str = "stage"
 ) -> pd.DataFrame:
