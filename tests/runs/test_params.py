@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate.rl.tasks.label_copying import LABELS
 from replicate.report.ledger.questions import ledger
+from replicate.rl.tasks.label_copying import LABELS
 from replicate.runs import parameter_files, params, preflight
 from replicate.runs.closeup import ladder_of
 from replicate.runs.notebook import start
