@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replicate.report.ledger.questions import ledger
 from replicate.rl.tasks.label_copying import LABELS
 from replicate.runs import parameter_files, params, preflight
 from replicate.runs.closeup import ladder_of
@@ -44,7 +45,8 @@ def parameter_cell(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_parameters_are_the_schema_with_its_defaults(path):
     schema = schema_of(path.stem)
-    assert parameter_cell(path) == schema().model_dump()
+    knobs = {name: knob.default for name, knob in ledger(path.stem).knobs.items()}
+    assert parameter_cell(path) == schema().model_dump() | knobs
 
 
 def parameterized(path, values):
