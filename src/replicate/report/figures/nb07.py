@@ -194,7 +194,7 @@ def compensation(credit: pd.DataFrame, titles: Mapping[str, str]) -> "Figure":
         yscale="log", xlabel="breadth of attention (positions)", ylabel="relative error of the cut costate"
     )
     ax.set_xlim(None, credit["breadth"].max() * 1.32)
-    ax.set_title("Fresh weights: broader is better. Trained: broader is worse. (Ring: as it is)")
+    ax.set_title("Fresh weights: broader is better. Trained: no such rule. (Ring: as it is)")
     return figure
 
 
