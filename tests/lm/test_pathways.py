@@ -113,15 +113,18 @@ def test_effective_ranks_are_those_of_each_head_and_position():
     table = pathways.effective_ranks(model, prompts, last=2)
     assert len(table) == 2 * 2 * 2 * 2  # prompts, layers, heads, positions
     block = list(attention.anatomy(model, prompts[1]))[1]
-    full = attention.head_jacobians(block)[1, 6, :6]  # second layer, second head, last position
+    full = (
+        block.project[:, 8:] @ attention.head_jacobians(block)[1, 6, :6]
+    )  # second layer, second head, last position
     row = table.query("prompt == 1 and layer == 2 and head == 1 and t == 6").iloc[0]
-    stacked = torch.cat(list(full), 1)  # [d_head, 6 d]
+    stacked = torch.cat(list(full), 1)  # [d, 6 d]
     assert abs(row["participation"] - spectra.participation_ratio(stacked)) < EXACT
     assert abs(row["entropy rank"] - spectra.entropy_rank(stacked)) < EXACT
     assert abs(row["breadth"] - spectra.breadth(block.alpha[1, 6, :6])) < EXACT
     assert abs(row["reach"] - spectra.breadth(full.square().sum((1, 2)))) < EXACT
-    W_V = model.model.layers[1].self_attn.v_proj.weight.detach().unflatten(0, (2, 8))
-    assert abs(row["value only"] - spectra.participation_ratio(W_V)[1]) < EXACT
+    attend = model.model.layers[1].self_attn
+    value_path = attend.o_proj.weight.detach()[:, 8:] @ attend.v_proj.weight.detach()[8:]
+    assert abs(row["value only"] - spectra.participation_ratio(value_path)) < EXACT
     for last in (0, 7):
         with pytest.raises(ValueError, match=f"last: expected 1 to 6, got {last}"):
             pathways.effective_ranks(model, prompts, last=last)
@@ -149,7 +152,7 @@ def test_term_sizes_name_their_pair():
     row = pathways.term_sizes(model, prompts).query("layer == 2 and head == 1 and t == 4 and j == 2").iloc[0]
     block = list(attention.anatomy(model, prompts[0]))[1]
     for part in attention.PARTS:
-        expected = attention.head_jacobians(block, part=part)[1, 4, 2].norm()
+        expected = (block.project[:, 8:] @ attention.head_jacobians(block, part=part)[1, 4, 2]).norm()
         assert abs(row[part] - expected) < EXACT
     assert abs(row["alpha"] - block.alpha[1, 4, 2]) < EXACT
 
@@ -181,8 +184,25 @@ def test_some_layers_and_only_their_attention_are_what_the_whole_has(family, kv_
         wanted = everything[everything["layer"] != 2].reset_index(drop=True)
         np.testing.assert_allclose(two.to_numpy(float), wanted.to_numpy(float), rtol=1e-9)
     value_only = pathways.effective_ranks(model, prompts).groupby(["layer", "head"])["value only"].first()
-    W_V = spectra.participation_ratio(shapes.value_weights(model))
-    np.testing.assert_allclose(value_only.to_numpy(), W_V.flatten().numpy(), rtol=1e-9)
+    value_path = spectra.participation_ratio(shapes.value_path_weights(model))
+    np.testing.assert_allclose(value_only.to_numpy(), value_path.flatten().numpy(), rtol=1e-9)
+
+
+@torch.no_grad()
+def test_a_heads_own_coordinates_have_no_say():
+    """A matrix on a head's values and its inverse on the output projection: same model, same tables."""
+    model, tokens = fresh(hidden=16, heads=2)
+    prompts = tokens[None]
+    before = pathways.effective_ranks(model, prompts), pathways.term_sizes(model, prompts)
+    for layer in model.model.layers:
+        attend = layer.self_attn
+        M = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        attend.v_proj.weight[8:] = M @ attend.v_proj.weight[8:]
+        attend.o_proj.weight[:, 8:] = attend.o_proj.weight[:, 8:] @ torch.linalg.inv(M)
+    after = pathways.effective_ranks(model, prompts), pathways.term_sizes(model, prompts)
+    for x, y in zip(before, after, strict=True):
+        y = y.drop(columns="constant", errors="ignore")  # of a bound: it may be tighter or looser
+        np.testing.assert_allclose(x[y.columns].to_numpy(float), y.to_numpy(float), rtol=1e-8, atol=1e-12)
 
 
 def test_a_model_without_known_value_weights_is_refused():

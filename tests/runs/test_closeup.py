@@ -93,7 +93,7 @@ def test_everything_that_is_measured_of_a_ladder_can_be_of_any_make(
     row = pathways.sublayer_ranks(model, q[0, :5], rtol=look.rank_rtol, layers=look.blocks)
     assert row["rank"] <= row["input bound"] == shapes.shape_of(model).input_bound
     assert (look.held_back is None) == (row["input bound"] == 32)
-    values = spectra.participation_ratio(shapes.value_weights(model))
+    values = spectra.participation_ratio(shapes.value_path_weights(model))
     table = pathways.effective_ranks(model, q[:2], layers=look.blocks)
     first = table.groupby(["layer", "head"])["value only"].first()
     np.testing.assert_allclose(first.to_numpy(), values.flatten().numpy(), rtol=1e-9)

@@ -1,13 +1,15 @@
 """What Prop. 3 says of attention pathways, measured: ranks and why they are bounded, effective ranks, sizes.
 
 Positions are written j < t as in the paper; Jacobians are those of :mod:`replicate.lm.attention`, exact and for all
-pairs of positions at once. Tables have one row a model, or one a head and position, so that a notebook can group them.
+pairs of positions at once, and what one head does is measured after its share of the output projection
+(:func:`in_output_coordinates`). Tables have one row a model, or one a head and position, to be grouped.
 Heads and positions of one prompt are not independent: :mod:`replicate.statistics.summaries` averages over prompts,
 whose spread makes a standard error.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -241,13 +243,25 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
+def in_output_coordinates(block: attention.Anatomy) -> attention.Anatomy:
+    """``block`` with each head's values as the output projection hands them on, in an orthonormal basis of its range.
+
+    A head's own coordinates are a convention: an invertible matrix on its values and the inverse on its share of the
+    output projection change nothing that anyone sees, but every norm and every effective rank of do_t/dx_j. What is
+    left after the projection W_O = QR is Q (R v): R in place of W_O keeps all singular values and the small shape.
+    """
+    project = block.project.unflatten(1, (len(block.alpha), -1)).transpose(0, 1)  # [heads, hidden, d_head]
+    R = torch.linalg.qr(project).R
+    return replace(block, v=block.v @ R.mT, dv=R[:, None] @ block.dv)
+
+
 def _heads(
     model: nn.Module, tokens: Tensor, layers: Sequence[int] | None
 ) -> Iterator[tuple[int, attention.Anatomy, Tensor, Tensor]]:
-    """Every layer's number, anatomy and Jacobians per head, full and value term."""
+    """Every layer's number, anatomy and Jacobians per head, full and value term, in output coordinates."""
     numbers = layers or range(1, shape_of(model).layers + 1)
     parts = attention.anatomy(model, tokens, layers=layers, sublayer=True)
-    for layer, block in zip(numbers, parts, strict=True):
+    for layer, block in zip(numbers, map(in_output_coordinates, parts), strict=True):
         yield (
             layer,
             block,

@@ -65,3 +65,20 @@ def _values_of(module: nn.Module, shape: Shape) -> Float[Tensor, "kv_heads head_
     else:
         raise ValueError(f"model: expected v_proj or c_attn in its attention, got {type(module).__name__}")
     return weight.detach().unflatten(0, (shape.kv_heads, shape.head_dim))
+
+
+def value_path_weights(model: nn.Module) -> Float[Tensor, "layers heads hidden hidden"]:
+    """W_O W_V of every layer and query head, from the weights: what a head writes of a position's value path.
+
+    Raises ``ValueError`` as :func:`value_weights`.
+    """
+    shape, values = shape_of(model), value_weights(model)
+    outputs = [_outputs_of(attention_module(model, layer), shape) for layer in range(shape.layers)]
+    return torch.stack(outputs) @ values
+
+
+def _outputs_of(module: nn.Module, shape: Shape) -> Float[Tensor, "heads hidden head_dim"]:
+    weight = (
+        module.o_proj.weight if hasattr(module, "o_proj") else module.c_proj.weight.T
+    )  # c_proj: [in, out]
+    return weight.detach().unflatten(1, (shape.heads, shape.head_dim)).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""The figures of notebook 07: ranks and their bounds, effective rank against breadth, size against attention weight.
+"""The figures of notebook 07: ranks and their bounds, what breadth does, size against attention weight.
 
 Each function takes the table it draws (see :mod:`replicate.lm.pathways`) and returns the figure; the caption, with the
 ladder's name, is the notebook's.
@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, panels
+from replicate.report.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_HEAD_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
 
 
 def rank(grid: pd.DataFrame, *, hidden: int) -> "Figure":
@@ -29,7 +27,12 @@ def rank(grid: pd.DataFrame, *, hidden: int) -> "Figure":
     _bound_line(left, 1.55 * width.max(), hidden)
     left.plot(width, grid["rank"], "o", color=BLUE)
     left.axvline(hidden, color=VERMILION, lw=1, ls=":")
-    left.annotate("OLMo-2:\n" r"heads $\times\,d_{\rm head}=d$", (hidden + 1, 2), color=VERMILION, fontsize=9)
+    left.annotate(
+        "OLMo-2:\n" r"heads $\times\,d_{\rm head}=d_{\rm model}$",
+        (hidden + 1, 2),
+        color=VERMILION,
+        fontsize=9,
+    )
     left.set(xlabel=r"heads $\times\ d_{\rm head}$", ylabel="numerical rank, $j<t$")
     left.set_title(r"one sublayer: $\partial a_t/\partial x_j$")
     _bound_line(right, 1.06 * (width * grid["layers"]).max(), hidden)
@@ -48,7 +51,7 @@ def rank(grid: pd.DataFrame, *, hidden: int) -> "Figure":
         )
     right.legend(loc="lower right")
     right.set(xlabel=r"layers $\times$ heads $\times\ d_{\rm head}$", ylim=(0, 1.25 * hidden))
-    right.set_title(r"whole model: $\partial h_t^L/\partial h_j^0$")
+    right.set_title(r"whole model: $\partial h_t^{(m)}/\partial h_j^{(0)}$")
     return figure
 
 
@@ -86,87 +89,112 @@ def spectrum(frame: pd.DataFrame, *, marks: Mapping[int, str]) -> "Figure":
     return figure
 
 
-def effective_rank(
-    ranks: pd.DataFrame, titles: Mapping[str, str], notes: Mapping[str, str], *, d_head: int
-) -> "Figure":
-    """Participation ratio of do_t/dx_{<t} against the breadth of attention: a row of panels a block, a column a rung.
+_RUNG_COLOURS = {"fresh": GREY, "before": BLUE, "climbing": ORANGE, "after": VERMILION}
 
-    One point a head, position and prompt, one colour a head; the dashed line of its colour is the effective rank of
-    that head's value path. ``titles`` names the values of ``stage``, ``notes`` adds a line below each title.
+
+def effective_rank(elasticities: pd.DataFrame, titles: Mapping[str, str]) -> "Figure":
+    """Elasticities in breadth with 3 standard errors: reach and effective rank, of whole layers and the whole model.
+
+    ``elasticities`` has the columns ``stage, level, of, mean, se``; ``titles`` names the stages.
     """
-    layers = sorted(ranks["layer"].unique())
-    figure, axes = panels(
-        len(layers), len(titles), width=10.2, height=2.7 * len(layers) + 0.6, sharex=True, sharey=True
-    )
-    axes = np.reshape(axes, (len(layers), -1))
-    for (layer, stage), ax in zip(((k, s) for k in layers for s in titles), axes.flat, strict=True):
-        mine = ranks[(ranks["stage"] == stage) & (ranks["layer"] == layer)]
-        for (head, points), colour in zip(mine.groupby("head"), _HEAD_COLOURS, strict=False):
-            ax.axhline(points["value only"].median(), color=colour, lw=1, ls="--", alpha=0.8)
-            ax.plot(points["breadth"], points["participation"], "o", ms=2.8, mew=0, alpha=0.55, color=colour)
-            if ax is axes[0, 0]:
-                ax.annotate(
-                    f"head {head + 1}",
-                    (0.04 + 0.24 * head, 0.04),
-                    xycoords="axes fraction",
-                    color=colour,
-                    fontsize=9,
-                )
-        ax.set(ylim=(0, d_head))
-    axes[0, -1].annotate(
-        "dashed: value path alone", (0.97, 0.92), xycoords="axes fraction", fontsize=9, ha="right"
-    )
-    for ax, stage in zip(axes[0], titles, strict=True):
-        ax.set_title(f"{titles[stage]}\n{notes[stage]}", fontsize=9.5)
-    for ax, layer in zip(axes[:, 0], layers, strict=True):
-        ax.set_ylabel(f"block {layer}\nparticipation ratio (of {d_head})")
-    for ax in axes[-1]:
-        ax.set_xlabel(r"breadth of $\alpha_t$ (positions)")
+    figure, axes = panels(1, 2, width=9.4, height=3.3, sharey=True, sharex=True)
+    said = {"reach": "positions that credit comes from", "participation": "directions that carry it"}
+    for ax, (measure, words) in zip(axes, said.items(), strict=True):
+        ax.axvline(0, color="0.3", lw=1)
+        ax.axvline(1, color=GREY, lw=0.8, ls=":")
+        for i, level in enumerate(("model", "layer")):
+            for k, stage in enumerate(titles):
+                chosen = (elasticities["stage"] == stage) & (elasticities["level"] == level)
+                for row in elasticities[chosen & (elasticities["of"] == measure)].itertuples():
+                    y, colour = i + 0.22 * (1 - k), _RUNG_COLOURS[stage]
+                    ax.errorbar(row.mean, y, xerr=3 * row.se, fmt="o", color=colour, capsize=2, ms=6)
+                    if ax is axes[1] and level == "layer":
+                        ax.annotate(
+                            titles[stage],
+                            (1.03, y),
+                            xycoords=("axes fraction", "data"),
+                            color=colour,
+                            va="center",
+                        )
+        ax.set(title=words, xlabel="elasticity in breadth (1: in proportion)", ylim=(-0.6, 1.6))
+        ax.grid(axis="y", visible=False)
+    axes[0].set_yticks([0, 1], ["whole\nmodel", "whole\nlayers"])
     return figure
 
 
-def magnitude(sizes: pd.DataFrame, titles: Mapping[str, str]) -> "Figure":
-    """Size of the two terms of do_t/dx_j per unit of attention weight: a row of panels a block, a column a rung.
+def magnitude(sizes: pd.DataFrame, muted: pd.DataFrame, titles: Mapping[str, str]) -> "Figure":
+    """Size against attention weight: of single heads (left, one rung), and through all layers as a position is muted.
 
-    Blue lines are the value term's factor of each head, the hexagons count (head, pair)s of the score term.
+    ``sizes`` has the columns ``alpha, full, constant`` of one rung; ``muted`` has ``stage, other, bias, weight, size``,
+    with ``size`` relative to that without muting, ``other`` saying that another position was muted.
     """
-    from matplotlib.colors import LogNorm
-
-    layers = sorted(sizes["layer"].unique())
-    figure, axes = panels(
-        len(layers), len(titles), width=10.2, height=2.7 * len(layers) + 0.4, sharex=True, sharey=True
+    figure, (left, right) = panels(1, 2, width=9.6, height=3.8)
+    shown = sizes[sizes["alpha"] > 1e-8]
+    left.hexbin(
+        shown["alpha"],
+        shown["full"] / shown["constant"],
+        xscale="log",
+        yscale="log",
+        gridsize=38,
+        cmap="Blues",
+        bins="log",
+        mincnt=1,
+        linewidths=0.2,
     )
-    axes = np.reshape(axes, (len(layers), -1))
-    per_weight = sizes["score"] / sizes["alpha"]
-    low, high = per_weight.quantile(0.005), 1.1 * per_weight.max()
-    for (layer, stage), ax in zip(((k, s) for k in layers for s in titles), axes.flat, strict=True):
-        here = (sizes["stage"] == stage) & (sizes["layer"] == layer)
-        mine = sizes[here]
-        cells = ax.hexbin(
-            mine["alpha"],
-            per_weight[here].clip(lower=low),  # what is smaller sits on the axis
-            yscale="log",
-            gridsize=(28, 14),
-            extent=(0, 1, np.log10(low), np.log10(high)),
-            cmap="Oranges",
-            norm=LogNorm(1, 300),
-            mincnt=1,
-            linewidths=0.2,
+    ends = np.array([shown["alpha"].min(), 1.0])
+    left.plot(ends, ends, color=VERMILION, lw=2)
+    left.annotate(
+        "bound: weight $\\times$ constant",
+        (ends[0] * 3, ends[0] * 12),
+        color=VERMILION,
+        rotation=37,
+        va="bottom",
+    )
+    left.set(xlabel=r"attention weight $\alpha_{tj}$", ylabel="size of a head's Jacobian / constant")
+    left.set_title("one head: below the bound, not on a line")
+    for stage in titles:
+        for other in (False, True):
+            rows = muted[(muted["stage"] == stage) & (muted["other"] == other)]
+            rows = rows.groupby("bias")[["weight", "size"]].median()
+            style = {"ls": ":", "marker": "s", "mfc": "none"} if other else {"ls": "-", "marker": "o"}
+            right.plot(rows["weight"], rows["size"], color=_RUNG_COLOURS[stage], ms=4.5, **style)
+    for k, (stage, title) in enumerate(titles.items()):
+        right.annotate(
+            title, (0.98, 0.30 - 0.085 * k), xycoords="axes fraction", color=_RUNG_COLOURS[stage], ha="right"
         )
-        for factor in mine.groupby("head")["value factor"].median():
-            ax.axhline(factor, color=BLUE, lw=1.2)
-        ax.set(xlim=(-0.03, 1.03), ylim=(low, high))
-    axes[0, 0].annotate(
-        "value term: one line a head", (0.25, 0.9), xycoords="axes fraction", color=BLUE, fontsize=9
+    corner = {"xycoords": "axes fraction", "color": "0.3", "va": "top"}
+    right.annotate("another position muted", (0.04, 0.91), **corner)
+    right.annotate("the position\nitself muted", (0.04, 0.62), **corner)
+    right.set(xscale="log", yscale="log", xlabel="mean attention weight on the muted position")
+    right.set_ylabel("size through all layers / unmuted")
+    right.set_title("all layers: proportional to the weights on it")
+    return figure
+
+
+def compensation(credit: pd.DataFrame, titles: Mapping[str, str]) -> "Figure":
+    """Relative error of the cut costate along the breadth of attention: median over prompts with quartiles, by rung.
+
+    ``credit`` has the columns ``stage, temperature, breadth, error``; every temperature is a point.
+    """
+    figure, ax = panels(1, 1, width=7.6, height=4.0)
+    for stage, title in titles.items():
+        rows = credit[credit["stage"] == stage].groupby("temperature")[["breadth", "error"]]
+        middle, low, high = rows.median(), rows.quantile(0.25)["error"], rows.quantile(0.75)["error"]
+        colour = _RUNG_COLOURS[stage]
+        ax.fill_between(middle["breadth"], low, high, color=colour, alpha=0.15, lw=0)
+        ax.plot(middle["breadth"], middle["error"], "o-", color=colour, lw=2)
+        own = middle.loc[1.0]
+        ax.plot(own["breadth"], own["error"], "o", ms=10, mfc="none", mec=colour, mew=1.5)
+        end, offset = middle.iloc[-1], (8, 0)
+        if stage == "fresh":
+            end, offset = middle.iloc[0], (0, 9)
+        at = (end["breadth"], end["error"])
+        ax.annotate(title, at, offset, textcoords="offset points", color=colour, va="center")
+    ax.set(
+        yscale="log", xlabel="breadth of attention (positions)", ylabel="relative error of the cut costate"
     )
-    axes[0, 0].annotate("score term", (0.25, 0.81), xycoords="axes fraction", color=VERMILION, fontsize=9)
-    for ax, title in zip(axes[0], titles.values(), strict=True):
-        ax.set_title(title)
-    for ax, layer in zip(axes[:, 0], layers, strict=True):
-        ax.set_ylabel(f"block {layer}\n" r"norm of term / $\alpha_{tj}$")
-    for ax in axes[-1]:
-        ax.set_xlabel(r"attention weight $\alpha_{tj}$")
-    figure.colorbar(cells, ax=axes, label="score terms in a cell (head, pair $j<t$)", shrink=0.8)
+    ax.set_xlim(None, credit["breadth"].max() * 1.32)
+    ax.set_title("Fresh weights: broader is better. Trained: no such rule. (Ring: as it is)")
     return figure
 
 
@@ -174,7 +202,11 @@ def _bound_line(ax: "Axes", end: float, hidden: int) -> None:
     x = np.array([0, hidden, max(end, hidden + 1)])
     ax.plot(x, np.minimum(x, hidden), color=GREY, zorder=0)
     ax.annotate(
-        f"bound, cut off at $d$ = {hidden}", (x[-1], 1.06 * hidden), color="0.4", fontsize=9, ha="right"
+        f"bound, cut off at $d_{{\\rm model}}$ = {hidden}",
+        (x[-1], 1.06 * hidden),
+        color="0.4",
+        fontsize=9,
+        ha="right",
     )
     ax.set_xlim(0, x[-1])
 
