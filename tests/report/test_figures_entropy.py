@@ -49,7 +49,7 @@ def test_token_paths_are_medians_in_units_of_the_coin(kinds):
     shown = [ax for ax in figure.axes if ax.get_visible()]
     assert len(shown) == len(kinds)
     assert line(shown[0], "exact left side") == pytest.approx([0.1] * 3)
-    assert line(shown[-1], "paper's form, $C\\,H/\\log V$") == pytest.approx([20.0] * 3)
+    assert line(shown[-1], "paper's form, $C\\,H/\\log|\\mathrm{vocabulary}|$") == pytest.approx([20.0] * 3)
     assert all(ax.get_xlabel() for ax in shown[-(-len(kinds) // 2) :])
 
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate.report.ledger.questions import ledger
+from replicate.report.ledger.questions import FOLDER, ledger
 from replicate.rl.tasks.label_copying import LABELS
 from replicate.runs import parameter_files, params, preflight
 from replicate.runs.closeup import ladder_of
@@ -450,3 +450,9 @@ VALUES = st.recursive(
 def test_any_python_values_are_taken_or_refused_in_one_line(values):
     """What a notebook's namespace may hold."""
     accepted_or_refused_in_one_line(lambda: ScaleParameters.parse(values, where="notebook"))
+
+
+def test_what_a_reader_may_move_is_called_like_no_parameter():
+    """One flat file serves every notebook, and what it sets must not reach a toy under the same name."""
+    for path in FOLDER.glob("[0-9]*.toml"):
+        assert set(ledger(path.stem).knobs) & set(ScaleParameters.model_fields) == set(), path.stem

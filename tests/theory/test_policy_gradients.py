@@ -11,7 +11,6 @@ from replicate.theory import policy_gradients as pg
 from replicate.theory.adjoint import policy_gradient
 from replicate.theory.rollout import double_integrator, objective_gradient, rollout
 from replicate.theory.toys import TanhNetwork
-from replicate.theory.training import bptt_objective, train, train_at_best_rate
 
 GAMMA, HORIZON = 0.95, 4
 
@@ -279,23 +278,3 @@ def test_bad_arguments_are_named():
         pg.clipped_surrogate(R, R, R[:, 0], kl_coef=0.1)
     with pytest.raises(ValueError, match="degree: expected 1 or 2, got 3"):
         pg.critic_features(R, degree=3)
-
-
-def test_the_best_rate_is_kept_and_all_rates_meet_the_same_noise():
-    """The curve returned is the one that ``train`` gives at the better rate from the same seed; a tiny rate loses."""
-    mdp = double_integrator()
-    objective = bptt_objective(mdp, gamma=1)
-    options = {
-        "starts": lambda n, generator: torch.randn(n, 2, generator=generator, dtype=torch.float64),
-        "prompts": 2, "group": 2, "horizon": 6, "gamma": 1, "updates": 12, "seeds": 3, "evaluate_every": 6,
-    }  # fmt: skip
-    expected = train(mdp, objective, learning_rate=0.1, generator=generator(5), **options)
-    for rates in ((1e-4, 0.1), (0.1, 1e-4)):
-        rate, seen, J = train_at_best_rate(mdp, objective, learning_rates=rates, seed=5, **options)
-        assert rate == 0.1
-        assert torch.equal(seen, expected[0])
-        assert torch.equal(J, expected[1])
-    other = train_at_best_rate(mdp, objective, learning_rates=(0.1,), seed=6, **options)[2]
-    assert not torch.equal(other, expected[1])
-    with pytest.raises(ValueError, match=r"learning_rates: expected at least one, got \(\)"):
-        train_at_best_rate(mdp, objective, learning_rates=(), seed=5, **options)
