@@ -106,3 +106,21 @@ def test_every_letter_of_the_formulas_is_in_the_glossary(path):
 def test_a_symbol_of_the_glossary_has_one_entry():
     symbols = [part.strip() for s in glossary.symbols() for part in s["symbol"].split(",")]
     assert len(symbols) == len(set(symbols))
+
+
+_CITED = r"([A-Z][\w-]+(?: et al\.| and [A-Z][\w-]+)?),? \(?((?:19|20)\d\d)\)?"
+
+
+def test_what_is_cited_is_listed(book):
+    """A name with a year; a listed name may begin with a particle, and months or plain years are no names."""
+    cells, _ = book
+    listed = set(glossary.references())
+    cited = {f"{name} {year}" for name, year in re.findall(_CITED, text(cells.cells))}
+    assert {key for key in cited if not any(entry.endswith(key) for entry in listed)} == set()
+
+
+def test_references_are_sorted_and_every_one_is_cited():
+    listed = list(glossary.references())
+    assert listed == sorted(listed, key=str.lower)
+    everything = " ".join(re.sub(r"[(),]", "", text(nbformat.read(p, 4).cells)) for p in TOLD)
+    assert [key for key in listed if key.removeprefix("de ") not in everything] == []

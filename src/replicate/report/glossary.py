@@ -1,4 +1,4 @@
-"""The glossary: every symbol of the suite with its one meaning, for notebook 00 and ``GLOSSARY.md``."""
+"""The glossary, every symbol of the suite with its one meaning, and what is cited: notebook 00 and ``GLOSSARY.md``."""
 
 import tomllib
 from functools import cache
@@ -30,6 +30,18 @@ def table() -> str:
     )
 
 
+@cache
+def references() -> dict[str, str]:
+    """What is cited: titles by author and year."""
+    return tomllib.loads((FOLDER / "references.toml").read_text())
+
+
+def bibliography() -> str:
+    """The references as a Markdown table."""
+    head = markdown.head("cited as", "title")
+    return head + "\n".join(markdown.row(key, title) for key, title in references().items())
+
+
 def page() -> str:
     """The text of ``GLOSSARY.md``."""
-    return f"{_INTRODUCTION}\n\n{table()}\n"
+    return f"{_INTRODUCTION}\n\n{table()}\n\n## References\n\n{bibliography()}\n"
