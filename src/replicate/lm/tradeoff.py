@@ -84,13 +84,15 @@ def estimation_costs(
     scales: Scales,
     tau: float,
     rollouts: int,
+    view: Float[Tensor, "n m"] | None = None,
     generator: torch.Generator,
 ) -> list[Costs]:
     """Everything :class:`Costs` holds, for one model and state. A setting is a reward with factors on the logits.
 
     Exact by enumeration, but for the Gumbel line, which is estimated from ``rollouts`` samples at temperature
     ``tau``; the sampling error of its mean is taken off the squared bias, which is not let below zero. All settings
-    go through the model in one batch. Raises ``ValueError`` for fewer than two rollouts.
+    go through the model in one batch. Errors are measured in the coordinates ``view`` (ds_1/de: at the prompt's
+    embeddings), or in the state's own. Raises ``ValueError`` for fewer than two rollouts.
     """
     if rollouts < 2:
         raise ValueError(f"rollouts: a variance needs at least 2, got {rollouts}")
@@ -102,6 +104,8 @@ def estimation_costs(
     both = _combined(model, state, returns, rewards, scales)
     noise = relaxed.gumbel(settings * rollouts, horizon, vocab, generator=generator)
     soft = _costates(model, state, rewards, scales, rollouts, noise=noise, tau=tau)
+    if view is not None:
+        score, g, lam, both, soft = (x @ view for x in (score, g, lam, both, soft))
     found = []
     for P, R, S, target, unbiased, rolled, biased in zip(
         probs, returns, score, g, both, soft, lam, strict=True
