@@ -29,6 +29,9 @@ from replicate.lm.token_path import paths_along
 from replicate.models.fresh import rescaled, tiny_model
 from replicate.models.jacobians import columns, products
 
+ENUMERATED = 2**26
+"""Entries of the largest batch of states, one a token of the vocabulary, that is run through."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -183,9 +186,11 @@ def sent_distance(start: Start, label: int) -> float:
     """|P^T (g - lambda_1)|: how far what a score function sends in expectation is from the soft rollout's costate.
 
     For two tokens of which the last is rewarded by pi(``label``): g is the gradient of sum_v pi(v) pi(label | v), by
-    running through all tokens v in between.
+    running through all tokens v in between; not a number where that would take too much memory.
     """
     F = start.F
+    if len(F.embeddings) * start.state.shape[1] > ENUMERATED:
+        return math.nan
     lam = relaxed.relaxed_costates(F, start.state, lambda soft: soft[:, -1, label], horizon=2)[0]
     leaf = start.state.clone().requires_grad_()
     with torch.enable_grad():

@@ -73,8 +73,7 @@ def matched_sides(
 ) -> TheoremOne:
     """Both sides of (23) along one completion; the entropies in the bound are the policy's."""
     full, cut = (
-        [x for x in matched_costates(model, state, completion[None], reward, scale=scale, cut=c)]
-        for c in (False, True)
+        matched_costates(model, state, completion[None], reward, scale=scale, cut=c) for c in (False, True)
     )
     with torch.no_grad():
         states = recurrence.unroll(model, state, completion[None], scale=scale).states

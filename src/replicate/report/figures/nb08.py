@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RUNGS = {"before": "first rung", "climbing": "climbing", "after": "last rung"}
+_BETWEEN = {1: "one token in between", 2: "two tokens in between"}
 _BEYOND = 1e3  # where a ratio with a right side of zero is drawn
 
 
@@ -23,15 +24,21 @@ def both_sides(table: pd.DataFrame) -> "Figure":
     """Left side of (23) over its right side with entropies, a row a ``reading``, a dot a model: columns ``reading,
     sent, ratio``. To the right of 1 the bound is broken; an infinite ratio is an arrow at the edge."""
     readings = list(table["reading"].unique())
-    figure, (ax,) = panels(1, 1, width=8.6, height=0.46 * len(readings) + 1.3, squeeze=False)[0], (None,)
-    ax = figure.axes[0]
+    figure, ax = panels(1, 1, width=8.6, height=0.4 * len(readings) + 1.2)
     low = table["ratio"].min() / 3
     ax.axvspan(1, _BEYOND * 3, color=VERMILION, alpha=0.08, lw=0)
     ax.axvline(1, color=BLACK, lw=1)
     for i, (_, part) in enumerate(table.groupby("reading", sort=False)):
         colour = VERMILION if part["sent"].iloc[0] else BLUE
         finite = part[np.isfinite(part["ratio"]) & (part["ratio"] < _BEYOND)]
-        ax.plot(finite["ratio"], i + jitter(len(finite), spread=0.16), "o", color=colour, alpha=0.75, mew=0)
+        ax.plot(
+            finite["ratio"],
+            i + jitter(len(finite), spread=0.16 * (len(part) > 1)),
+            "o",
+            color=colour,
+            alpha=0.75,
+            mew=0,
+        )
         if len(finite) < len(part):
             arrow = {"arrowstyle": "->", "color": colour, "lw": 2}
             ax.annotate("", (_BEYOND * 2, i), (_BEYOND / 8, i), arrowprops=arrow)
@@ -97,7 +104,12 @@ def meeting(curves: pd.DataFrame) -> "Figure":
         _band(ax, part.assign(place=part["mid"].map(levels.index)), "place", colour, style=style, marker="o")
         last = part.iloc[-1]
         ax.annotate(
-            name, (len(levels) - 1, last["mean"]), (8, -3), textcoords="offset points", color=colour, fontsize=9
+            name,
+            (len(levels) - 1, last["mean"]),
+            (8, -3),
+            textcoords="offset points",
+            color=colour,
+            fontsize=9,
         )
     ax.set_xticks(range(len(levels)), [f"{h:g}" for h in levels])
     ax.set(
@@ -123,14 +135,20 @@ def along_ladder(table: pd.DataFrame) -> "Figure":
             for column, colour, shift in columns:
                 x = i + shift
                 ax.plot(
-                    x + jitter(len(part), spread=0.05), part[column], "o", color=colour, alpha=0.6, mew=0, ms=4
+                    x + jitter(len(part), spread=0.05),
+                    part[column],
+                    "o",
+                    color=colour,
+                    alpha=0.6,
+                    mew=0,
+                    ms=4,
                 )
                 ax.plot([x - 0.09, x + 0.09], [part[column].median()] * 2, color=colour, lw=2.5)
         spread = mine.groupby("stage")["spread"].median()
         ax.set_xticks(range(len(stages)), [f"{_RUNGS[s]}\n{spread[s]:.2g} nats" for s in stages])
         ax.axhline(1, color=BLACK, lw=0.9, ls=":")
         ax.set(yscale="log", xlim=(-0.5, len(stages) - 0.4))
-        ax.set_title(f"{'one token' if k == 1 else f'{k} tokens'} in between")
+        ax.set_title(_BETWEEN.get(k, f"{k} tokens in between"))
         ax.grid(visible=False, axis="x")
     axes[0, 0].set_ylabel("side of (23) / costate's norm")
     axes[0, 0].annotate("above 1 a zero costate passes too", (0.35, 1.4), fontsize=8.5, color=BLACK)
