@@ -13,6 +13,7 @@ from torch import Tensor
 from replicate.lm import enumeration, relaxed
 from replicate.lm.blockwise import ENUMERATED, Start, pulled_back
 from replicate.models.hooks import frozen
+from replicate.models.precision import precision_of
 
 H = 2e-4
 """Step of the central differences of fourth order, in embeddings of unit variance."""
@@ -24,7 +25,7 @@ def sampled_costates(
     """R(o) dlog P(o)/de of ``samples`` completions drawn token by token, o in lexicographic order in ``returns``."""
     vocab, length = len(start.F.embeddings), start.prompt.shape[1]
     tokens = start.prompt.expand(samples, -1)
-    with torch.no_grad():
+    with torch.no_grad(), precision_of(start.model):
         for _ in range(horizon):
             p = start.model(input_ids=tokens, use_cache=False).logits[:, -1, :vocab].softmax(-1)
             tokens = torch.cat([tokens, torch.multinomial(p, 1, generator=rng)], 1)
@@ -32,7 +33,7 @@ def sampled_costates(
     place = (completions * vocab ** torch.arange(horizon - 1, -1, -1)).sum(1)
     table = start.model.get_input_embeddings()
     leaf = table(start.prompt).detach().expand(samples, -1, -1).clone().requires_grad_()
-    with torch.enable_grad(), frozen(start.model):
+    with torch.enable_grad(), frozen(start.model), precision_of(start.model):
         logp = _log_probs(start, leaf, completions)
         (grad,) = torch.autograd.grad((returns[place] * logp).sum(), leaf)
     return grad.flatten(1)
@@ -50,7 +51,7 @@ def value_slopes(
         moved = (embedded + step.view(embedded.shape)).expand(len(every), -1, -1)
         return _log_probs(start, moved, every).exp() @ returns
 
-    with torch.no_grad():
+    with torch.no_grad(), precision_of(start.model):
         return torch.stack(
             [
                 (8 * (value(H * u) - value(-H * u)) - value(2 * H * u) + value(-2 * H * u)) / (12 * H)

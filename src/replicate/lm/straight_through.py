@@ -26,8 +26,8 @@ def matched_costates(
     *,
     scale: Scale | None = None,
     cut: bool = False,
-) -> list[Float[Tensor, "N n"]]:
-    """lambda_t, t = 1..T, of each completion; with ``cut`` the gradient stops where a token is fed back.
+) -> list[Tensor]:
+    """lambda_t [N, n_t], t = 1..T, of each completion; with ``cut`` the gradient stops where a token is fed back.
 
     ``reward`` reads tokens [N, T, vocab]: it sees one-hot ones and is differentiated there.
     """

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from replicate.bisection import bisect
 from replicate.lm import enumeration, recurrence, relaxed
@@ -109,20 +109,6 @@ def discrete_gradients(
     return grad
 
 
-def sides_by_step(sides: TheoremOne) -> list[dict[str, int | float]]:
-    """One row a step t = 1..T-1: the error of the cut costate, both right sides of (23), and the signal |lambda_t|."""
-    return [
-        {
-            "t": t + 1,
-            "error": float(sides.gaps[t].norm()),
-            "sharp": float(sides.sharp[t]),
-            "entropy": float(sides.entropy_bound[t]),
-            "signal": float(sides.signal[t]),
-        }
-        for t in range(len(sides.error) - 1)
-    ]
-
-
 def wrong_right_sides(sides: TheoremOne) -> dict[str, Float[Tensor, " T"]]:
     """The sharp right side of (23) with one error each, for a check to reject.
 
@@ -160,21 +146,6 @@ def policy_entropy_side(
         for step, policy in zip(steps, sides.entropies, strict=False)
     ]
     return right_side(sides.attention_norms, token, sides.signal.tolist())
-
-
-def norms_at_embeddings(
-    model: nn.Module, prompt: Int[Tensor, "1 length"], costates: Float[Tensor, "k n"]
-) -> Float[Tensor, " k"]:
-    """|(ds_1/de)^T x| of each costate x at the state after ``prompt``, e being the embeddings of its tokens.
-
-    The state's own coordinates are a convention: dividing the final norm's weight by a hundred and multiplying the
-    head by it changes no output and every ratio of norms there. At the embeddings such a choice has no say.
-    """
-    embedded = model.get_input_embeddings()(prompt).detach().requires_grad_()
-    with torch.enable_grad():
-        state = recurrence.read_prompt(model, embedded)
-        (back,) = torch.autograd.grad(state, embedded, costates[:, None], is_grads_batched=True)
-    return back.flatten(1).norm(dim=1)
 
 
 def errors_over_scales(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from replicate.report.figures.style import BLACK, BLUE, GREY, ORANGE, VERMILION, jitter, panels
+from replicate.report.figures.style import BLACK, BLUE, GREY, ORANGE, SKY, VERMILION, jitter, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,36 +78,56 @@ def bias_variance(curves: pd.DataFrame, crossings: dict[float, float]) -> "Figur
             va="center" if name != "score function" else "bottom",
             annotation_clip=False,
         )
-    axes[0].annotate("the answer 0", (curves["G"].min(), 0.82), fontsize=8.5, color="0.3", va="top")
+    axes[1].annotate("the answer 0", (curves["G"].max(), 1.15), fontsize=8.5, color="0.3", ha="right")
     axes[0].set_ylabel("mean squared error / $\\|g\\|^2$")
     return figure
 
 
 def temperature(table: pd.DataFrame, *, groups: tuple[int, ...], soft: float) -> "Figure":
-    """Squared bias, variance of one rollout and errors of groups against Gumbel's temperature: columns ``tau, bias,
-    variance``; ``soft`` is the squared bias of soft tokens without noise."""
-    figure, ax = panels(1, 1, width=7.0, height=4.0)
-    end = table["tau"].iloc[-1]
-    lines = [
-        ("variance of one rollout", table["variance"], ORANGE, "--"),
-        ("squared bias", table["bias"], VERMILION, "--"),
-    ]
-    lines += [
-        (f"error of {n} rollouts", table["bias"] + table["variance"] / n, colour, "-")
-        for n, colour in zip(groups, (BLUE, BLACK), strict=False)
-    ]
-    for name, y, colour, style in lines:
-        ax.plot(table["tau"], y, style, color=colour, marker="o", ms=3.5)
-        ax.annotate(name, (end, y.iloc[-1]), (8, -3), textcoords="offset points", color=colour, fontsize=9)
-        if not name.startswith(("squared", "variance")):
-            best = y.idxmin()
-            ax.plot(table["tau"][best], y[best], "o", ms=9, mfc="none", mec=colour, mew=1.6)
-    ax.axhline(soft, color=GREY, lw=1)
-    ax.annotate("soft tokens, no noise", (table["tau"].min(), soft * 1.08), color="0.4", fontsize=8.5)
-    ax.set(xscale="log", yscale="log", xlim=(table["tau"].min() / 1.1, end * 4.2))
+    """Error of the mean of so many Gumbel rollouts (a line for each of ``groups``) against the temperature, and the
+    squared bias that no number of them goes below: columns ``tau, bias, variance``. ``soft`` is
+    that of soft tokens without noise. A bias that its own sampling error (column ``noise``) drowns is not drawn."""
+    figure, ax = panels(1, 1, width=7.4, height=4.1)
+    first, last = table["tau"].iloc[0], table["tau"].iloc[-1]
+    for n, colour in zip(groups, (SKY, BLUE, BLACK), strict=False):
+        y = table["bias"].clip(lower=0.0) + table["variance"] / n
+        best = y.idxmin()
+        ax.plot(table["tau"], y, color=colour, marker="o", ms=3.5)
+        ax.plot(table["tau"][best], y[best], "o", ms=9, mfc="none", mec=colour, mew=1.6)
+        name = "one rollout" if n == 1 else f"mean of {n}"
+        ax.annotate(
+            name,
+            (first, y[0]),
+            (-8, 0),
+            textcoords="offset points",
+            color=colour,
+            fontsize=9,
+            ha="right",
+            va="center",
+        )
+    seen = table[table["bias"] > table["noise"]]
+    ax.plot(seen["tau"], seen["bias"], "--", color=VERMILION)
+    row = seen.iloc[len(seen) // 2]
+    ax.annotate(
+        "squared bias",
+        (row["tau"], row["bias"]),
+        (8, -12),
+        textcoords="offset points",
+        color=VERMILION,
+        fontsize=9,
+    )
+    for height, text in ((soft, "soft tokens,\nno noise"), (1.0, "the answer 0")):
+        ax.axhline(height, color=GREY, lw=0.9, ls=":" if height == 1 else "-")
+        ax.annotate(
+            text, (last * 1.2, height), color="0.35", fontsize=8.5, va="bottom" if height >= 1 else "top"
+        )
+    ax.set(xscale="log", yscale="log", xlim=(first / 2.6, last * 2.6))
     ax.set_xticks(table["tau"], [f"{t:g}" for t in table["tau"]])
     ax.minorticks_off()
-    ax.set(xlabel="temperature of Gumbel-softmax (a ring: the best one)", ylabel="in units of $\\|g\\|^2$")
+    ax.set(
+        xlabel="temperature of Gumbel-softmax (ring: the best of a line)",
+        ylabel="mean squared error / $\\|g\\|^2$",
+    )
     return figure
 
 
@@ -123,12 +143,13 @@ def along_ladder(table: pd.DataFrame) -> "Figure":
     ):
         _dots(axes[0], parts, column, colour, -0.12 if column == "variance" else 0.12)
         height = 0.94 if column == "variance" else 0.06
-        axes[0].annotate(name, (0.98 if height > 0.5 else 0.03, height), xycoords="axes fraction", color=colour,
-                         fontsize=9, ha="right" if height > 0.5 else "left")  # fmt: skip
+        axes[0].annotate(name, (0.03, height), xycoords="axes fraction", color=colour, fontsize=9)
     _dots(axes[1], parts, "crossing", BLACK, 0.0)
     for i, part in enumerate(parts):
         middle = part["crossing"].median()
-        axes[1].annotate(f"{middle:.2g}", (i + 0.16, middle), fontsize=9, va="center")
+        axes[1].annotate(
+            f"{round(middle, 1 - int(np.log10(middle))):,.0f}", (i + 0.16, middle), fontsize=9, va="center"
+        )
     axes[0].set(ylabel="in units of $\\|g\\|^2$", title="both fall, bias much faster")
     axes[1].set(ylabel="samples", title="samples until the score function is ahead")
     for ax in axes:
