@@ -115,7 +115,7 @@ def test_every_notebook_that_saves_figures_has_its_module_of_them():
         ):
             saving.add(f"nb{path.name.partition('_')[0]}")
     assert saving
-    assert {path.name for path in MODULES if re.fullmatch(r"nb\d+", path.name)} == saving
+    assert {path.name for path in MODULES if re.fullmatch(r"nb\d+[a-z]?", path.name)} == saving
     assert all(Path("report/figures") / name in MODULES for name in saving)
 
 

@@ -150,7 +150,7 @@ def along_ladder(table: pd.DataFrame) -> "Figure":
         axes[1].annotate(
             f"{round(middle, 1 - int(np.log10(middle))):,.0f}", (i + 0.16, middle), fontsize=9, va="center"
         )
-    axes[0].set(ylabel="in units of $\\|g\\|^2$", title="both fall, bias much faster")
+    axes[0].set(ylabel="in units of $\\|g\\|^2$", title="the bias falls by orders of magnitude")
     axes[1].set(ylabel="samples", title="samples until the score function is ahead")
     for ax in axes:
         ax.set_xticks(range(len(stages)), [_RUNGS[s] for s in stages])
