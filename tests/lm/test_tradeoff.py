@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from replicate.lm import enumeration, recurrence, relaxed, tradeoff
+from replicate.lm import enumeration, recurrence, relaxed, theorem_one, tradeoff
 from replicate.rl import grpo
 
 V, T = 4, 3
@@ -105,3 +105,33 @@ def test_crossing_by_bisection():
     for first in (2, 3, 4, 5, 63, 64, 65, 1000):
         assert tradeoff.crossing(lambda G, first=first: first <= G) == first
     assert tradeoff.crossing(lambda G: False, limit=64) == math.inf
+
+
+def test_errors_in_other_coordinates_are_those_of_the_vectors_seen_there():
+    F, s, R = start()
+    view = torch.randn(s.shape[1], 3, generator=seeded(2), dtype=torch.float64)
+    how = {"scales": torch.ones(1, T, dtype=torch.float64), "tau": 0.5, "rollouts": 5, "generator": seeded(1)}
+    (seen,) = tradeoff.estimation_costs(F, s, R[None], view=view, **how)
+    g = theorem_one.discrete_gradients(F, s, R, scales=how["scales"])[0] @ view
+    lam = relaxed.relaxed_costates(F, s, relaxed.multilinear(R, vocab=V, horizon=T), horizon=T)[0][0] @ view
+    assert seen.relaxed == pytest.approx(float((lam - g).square().sum() / g.square().sum()), rel=1e-9)
+
+
+def test_gumbel_by_temperature_on_one_state_in_one_dimension():
+    """Two tokens with logits (s, 0) and worths (1, 0): costates, bias and variance of each draw by hand."""
+    F = recurrence.Recurrence(
+        lambda s, e: s, lambda s: torch.cat([s, 0 * s], 1), torch.eye(2, 1).double(), lambda n: 0
+    )
+    noise, s = relaxed.gumbel(4000, 1, 2, generator=seeded(3)), torch.tensor([[0.4]], dtype=torch.float64)
+    worth = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    how = {"scale": torch.ones(1).double(), "noise": noise, "taus": (0.3, 2.0), "view": torch.eye(1).double()}
+    found = tradeoff.gumbel_by_temperature(F, s, worth, **how)
+    pi = torch.sigmoid(s[0, 0])
+    for tau, (bias, variance) in zip((0.3, 2.0), found, strict=True):
+        p = torch.sigmoid((s[0, 0] + noise[:, 0, 0] - noise[:, 0, 1]) / tau)
+        lam, g = p * (1 - p) / tau, pi * (1 - pi)
+        assert variance == pytest.approx(float(lam.var() / g**2), rel=1e-9)
+        pairs = ((lam - g).sum() ** 2 - (lam - g).square().sum()) / (4000 * 3999)
+        assert bias == pytest.approx(float(pairs / g**2), rel=1e-6)
+    assert found[0][0] < found[1][0]
+    assert found[0][1] > found[1][1]

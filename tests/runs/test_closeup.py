@@ -9,6 +9,7 @@ import torch
 
 from replicate.ladder import landmarks, open_ladder
 from replicate.lm import (
+    blockwise,
     costate,
     differences,
     logit_path,
@@ -16,6 +17,7 @@ from replicate.lm import (
     pathways,
     recurrence,
     relaxed,
+    sampling,
     shapes,
     spectra,
     theorem_one,
@@ -87,8 +89,11 @@ def test_everything_that_is_measured_of_a_ladder_can_be_of_any_make(
     state, options = recurrence.prompt_state(model, q[:1, :-1]), {"horizon": 2}
     sides = theorem_one.both_sides(F, state, lambda soft: soft[:, -1, y], **options)
     assert sides.error[0] <= sides.sharp[0] * (1 + 1e-9)
-    lam = relaxed.relaxed_costates(F, state, lambda soft: soft[:, -1, y], **options)[0]
-    assert theorem_one.norms_at_embeddings(model, q[:1, :-1], lam).isfinite().all()
+    begun = blockwise.Start(model, q[:1, :-1], F, state)
+    found = blockwise.sides(begun, lambda soft: soft[:, -1, y], **options)
+    assert 0 < found.error <= found.sharp * (1 + 1e-9) <= found.entropy * (1 + 2e-9)
+    # 08b
+    assert sampling.answer_costs(begun, y)["crossing"] > 0
     # 07
     row = pathways.sublayer_ranks(model, q[0, :5], rtol=look.rank_rtol, layers=look.blocks)
     assert row["rank"] <= row["input bound"] == shapes.shape_of(model).input_bound

@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from replicate.bisection import bisect
 from replicate.lm import enumeration, recurrence, relaxed
+from replicate.lm.paths import Paths
 from replicate.lm.recurrence import OneState, Recurrence, Scales
 from replicate.lm.relaxed import SoftReward, relaxed_costates, relaxed_rollout
 from replicate.lm.token_path import entropy_side, paths_along
@@ -53,18 +54,23 @@ def both_sides(
     options = {"horizon": horizon, "scale": scale, "noise": noise, "tau": tau}
     full = relaxed_costates(recurrence, state, reward, **options)
     cut = relaxed_costates(recurrence, state, reward, cut=True, **options)
-    steps = paths_along(recurrence, state, **options)
-    attention = [step.attention_norm for step in steps]
-    token = [step.token_norm for step in steps]
-    with_entropy = [entropy_side(step) for step in steps]
     with torch.no_grad():
         entropies = relaxed_rollout(recurrence, state, **options).entropy[0]
+    return assembled(full, cut, paths_along(recurrence, state, **options), entropies)
+
+
+def assembled(
+    full: list[Tensor], cut: list[Tensor], steps: list[Paths], entropies: Float[Tensor, " T"]
+) -> TheoremOne:
+    """Both sides of (23) from the costates s_1..s_T with and without the token path, and the factors of each step."""
+    attention = [step.attention_norm for step in steps]
+    token = [step.token_norm for step in steps]
     gaps = [a - b for a, b in zip(cut, full, strict=True)]
     signal = [float(x.norm()) for x in full]
     return TheoremOne(
         error=torch.tensor([float(x.norm()) for x in gaps], dtype=torch.float64),
         sharp=right_side(attention, token, signal),
-        entropy_bound=right_side(attention, with_entropy, signal),
+        entropy_bound=right_side(attention, [entropy_side(step) for step in steps], signal),
         signal=torch.tensor(signal, dtype=torch.float64),
         entropies=entropies,
         attention_norms=attention,
@@ -101,20 +107,6 @@ def discrete_gradients(
         values = logp.exp().unflatten(0, (len(scales), -1)) @ returns
         (grad,) = torch.autograd.grad(values.sum(), leaf)
     return grad
-
-
-def sides_by_step(sides: TheoremOne) -> list[dict[str, int | float]]:
-    """One row a step t = 1..T-1: the error of the cut costate, both right sides of (23), and the signal |lambda_t|."""
-    return [
-        {
-            "t": t + 1,
-            "error": float(sides.gaps[t].norm()),
-            "sharp": float(sides.sharp[t]),
-            "entropy": float(sides.entropy_bound[t]),
-            "signal": float(sides.signal[t]),
-        }
-        for t in range(len(sides.error) - 1)
-    ]
 
 
 def wrong_right_sides(sides: TheoremOne) -> dict[str, Float[Tensor, " T"]]:
@@ -156,30 +148,18 @@ def policy_entropy_side(
     return right_side(sides.attention_norms, token, sides.signal.tolist())
 
 
-def norms_at_embeddings(
-    model: nn.Module, prompt: Int[Tensor, "1 length"], costates: Float[Tensor, "k n"]
-) -> Float[Tensor, " k"]:
-    """|(ds_1/de)^T x| of each costate x at the state after ``prompt``, e being the embeddings of its tokens.
-
-    The state's own coordinates are a convention: dividing the final norm's weight by a hundred and multiplying the
-    head by it changes no output and every ratio of norms there. At the embeddings such a choice has no say.
-    """
-    embedded = model.get_input_embeddings()(prompt).detach().requires_grad_()
-    with torch.enable_grad():
-        state = recurrence.read_prompt(model, embedded)
-        (back,) = torch.autograd.grad(state, embedded, costates[:, None], is_grads_batched=True)
-    return back.flatten(1).norm(dim=1)
-
-
 def errors_over_scales(
     model: Recurrence,
     state: OneState,
     returns: Float[Tensor, " N"],
     *,
     scales: Scales,
+    view: Float[Tensor, "n m"] | None = None,
     sent: bool = False,
 ) -> dict[str, list[float]]:
     """Distances from the relaxed costate lambda_1, one a setting of the factors on the logits of each step.
+
+    In the coordinates ``view`` (ds_1/de: at the prompt's embeddings), or in the state's own.
 
     ``error`` is that of the cut costate, ``relative`` the same over ``signal`` = |lambda_1|. With ``sent`` also the
     distance ``sent`` of the discrete value gradient and its ratio ``relative sent``, which takes an enumeration.
@@ -189,10 +169,11 @@ def errors_over_scales(
     batch, how = state.expand(settings, -1), {"horizon": horizon, "scale": scales.T[:, :, None]}
     lam = relaxed.relaxed_costates(model, batch, reward, **how)[0]
     cut = relaxed.relaxed_costates(model, batch, reward, cut=True, **how)[0]
-    error, signal = (cut - lam).norm(dim=1), lam.norm(dim=1)
+    at = (lambda x: x) if view is None else (lambda x: x @ view)
+    error, signal = at(cut - lam).norm(dim=1), at(lam).norm(dim=1)
     found = {"error": error, "signal": signal, "relative": error / signal}
     if sent:
-        apart = (discrete_gradients(model, state, returns, scales=scales) - lam).norm(dim=1)
+        apart = at(discrete_gradients(model, state, returns, scales=scales) - lam).norm(dim=1)
         found |= {"sent": apart, "relative sent": apart / signal}
     return {name: x.tolist() for name, x in found.items()}
 

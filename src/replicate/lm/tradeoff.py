@@ -1,4 +1,4 @@
-r"""Theorem 1 in tables: both sides of (23), right sides with a planted error, and bias against variance.
+r"""Bias against variance: what estimating a value gradient costs, by estimate and by group size.
 
 The value gradient g = dV/ds of the discrete policy can be estimated from G completions in several ways. Their mean
 squared errors are
@@ -14,7 +14,7 @@ All but the Gumbel line are exact, by running through all completions.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from replicate.lm import enumeration, recurrence, relaxed
 from replicate.lm.recurrence import OneState, Recurrence, Scales
+from replicate.lm.theorem_one import discrete_gradients
 
 PerCompletion = Float[Tensor, "settings N"]
 
@@ -84,13 +85,15 @@ def estimation_costs(
     scales: Scales,
     tau: float,
     rollouts: int,
+    view: Float[Tensor, "n m"] | None = None,
     generator: torch.Generator,
 ) -> list[Costs]:
     """Everything :class:`Costs` holds, for one model and state. A setting is a reward with factors on the logits.
 
     Exact by enumeration, but for the Gumbel line, which is estimated from ``rollouts`` samples at temperature
     ``tau``; the sampling error of its mean is taken off the squared bias, which is not let below zero. All settings
-    go through the model in one batch. Raises ``ValueError`` for fewer than two rollouts.
+    go through the model in one batch. Errors are measured in the coordinates ``view`` (ds_1/de: at the prompt's
+    embeddings), or in the state's own. Raises ``ValueError`` for fewer than two rollouts.
     """
     if rollouts < 2:
         raise ValueError(f"rollouts: a variance needs at least 2, got {rollouts}")
@@ -102,6 +105,8 @@ def estimation_costs(
     both = _combined(model, state, returns, rewards, scales)
     noise = relaxed.gumbel(settings * rollouts, horizon, vocab, generator=generator)
     soft = _costates(model, state, rewards, scales, rollouts, noise=noise, tau=tau)
+    if view is not None:
+        score, g, lam, both, soft = (x @ view for x in (score, g, lam, both, soft))
     found = []
     for P, R, S, target, unbiased, rolled, biased in zip(
         probs, returns, score, g, both, soft, lam, strict=True
@@ -117,6 +122,34 @@ def estimation_costs(
                 combined=float(P @ (unbiased - target).square().sum(1)) / unit,
             )
         )
+    return found
+
+
+def gumbel_by_temperature(
+    model: Recurrence,
+    state: OneState,
+    returns: Float[Tensor, " N"],
+    *,
+    scale: Float[Tensor, " T"],
+    noise: Float[Tensor, "rollouts T vocab"],
+    taus: Sequence[float],
+    view: Float[Tensor, "n m"],
+) -> list[tuple[float, float]]:
+    """Squared bias and variance / |g|^2 of one Gumbel rollout's costate, a pair a temperature.
+
+    The bias is estimated without bias, by what the rollouts' mean misses less its sampling error, so that it can come
+    out below zero. The same noise serves all temperatures.
+    """
+    rollouts, horizon, vocab = noise.shape
+    reward = relaxed.multilinear(returns, vocab=vocab, horizon=horizon)
+    g = discrete_gradients(model, state, returns, scales=scale[None])[0] @ view
+    unit, found = float(g.square().sum()), []
+    for tau in taus:
+        how = {"horizon": horizon, "scale": scale, "noise": noise, "tau": tau}
+        costates = relaxed.relaxed_costates(model, state.expand(rollouts, -1), reward, **how)[0] @ view
+        variance = float(costates.var(0).sum())
+        missed = float((costates.mean(0) - g).square().sum())
+        found.append(((missed - variance / rollouts) / unit, variance / unit))
     return found
 
 

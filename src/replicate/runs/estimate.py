@@ -6,7 +6,7 @@ With N parameters, L blocks of width d with an inner width f, prompts of n token
     tape         8 L (24 d + 5 f) bytes a token: what a forward pass keeps for the backward pass
     05           the tape of a group of completions and their logits; for exact influences 1024 cotangents at a time and
                  matrices [n d, n d]; with probes as many cotangents as positions x probes
-    06, 08       tapes of 128 tangents at a time through one token, matrices [V, d] and [2 L d, d], Jacobians that are
+    06, 08, 08b  tapes of 128 tangents at a time through one token, matrices [V, d] and [2 L d, d], Jacobians that are
                  formed (2^24 entries at most); 06 pairs of at most 8192 tokens, the policies at 24 n positions, and the
                  way from the prompt, whose Jacobian [d, n d] is formed up to 2^21 entries
     07           Jacobians of one sublayer at all pairs of positions, [n, n, d, d], eight times at its peak
@@ -79,6 +79,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
     "06": (Plan(prompts=8, group=32), Plan(prompts=2, group=8), Plan(prompts=1, group=1)),
     "07": (Plan(prompts=24), Plan(prompts=6, layers=2, length=5), Plan(prompts=3, layers=1, length=4)),
     "08": (Plan(prompts=4), Plan(prompts=2), Plan(prompts=1)),
+    "08b": (Plan(prompts=4), Plan(prompts=2), Plan(prompts=1)),
 }
 """What each notebook may measure, all of it first; of the others the first is taken that fits."""
 
