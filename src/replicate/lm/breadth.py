@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replicate.lm import attention, recurrence, relaxed, spectra
+from replicate.lm.blockwise import pulled_back
 from replicate.lm.relaxed import SoftReward
 from replicate.lm.shapes import shape_of
-from replicate.lm.theorem_one import norms_at_embeddings
 from replicate.models.hooks import blocks, first_of, frozen, hidden_states, require_eager
 from replicate.models.jacobians import rows
 from replicate.models.precision import precision_of
@@ -66,7 +66,8 @@ def credit(
     options = {"horizon": horizon, "scale": scale}
     full = relaxed.relaxed_costates(model_, state, reward, **options)[0]
     cut = relaxed.relaxed_costates(model_, state, reward, cut=True, **options)[0]
-    whole, through, token = norms_at_embeddings(model, prompt, torch.cat([full, cut, full - cut])).tolist()
+    at_prompt = pulled_back(model, prompt, torch.cat([full, cut, full - cut]))
+    whole, through, token = at_prompt.norm(dim=1).tolist()
     with torch.no_grad(), precision_of(model):
         run = relaxed.relaxed_rollout(model_, state, **options)
         read = torch.cat([model.get_input_embeddings()(prompt), *(e[:, None] for e in run.fed)], 1)
