@@ -10,7 +10,8 @@ from replicate.report.verdicts import Verdicts
 
 OUTCOMES = {
     "holds": "in every reading and setting that was tested",
-    "holds in part": "in some reading or setting, or after a repair, and not in others or not as written",
+    "holds in part": "as it stands in some reading or setting, and in others not, or only after a repair",
+    "holds repaired": "after a repair, in some reading or setting, and nowhere as it stands",
     "holds and says nothing": "true and empty wherever it could be tested",
     "fails": "in every reading that was tested",
     "not testable here": "by these parameters or records",
@@ -52,8 +53,10 @@ def outcome(verdicts: Sequence[str]) -> str:
         return "not testable here"
     if tested == {"reproduced"}:
         return "holds"
-    if tested & {"reproduced", "reproduced with a repair"}:
+    if "reproduced" in tested:
         return "holds in part"
+    if "reproduced with a repair" in tested:
+        return "holds repaired"
     return "holds and says nothing" if tested == {"true but vacuous here"} else "fails"
 
 
@@ -67,16 +70,18 @@ def tally(tables: Sequence[Verdicts]) -> str:
 def _plural(word: str, number: int) -> str:
     many = {
         "holds": "hold as they stand",
-        "holds in part": "hold in part or after a repair",
+        "holds in part": "hold in part",
+        "holds repaired": "hold after a repair",
         "holds and says nothing": "hold and say nothing here",
-        "fails": "fail in every fair reading",
+        "fails": "fail wherever they could be tested",
         "not testable here": "cannot be tested here",
     }
     one = {
         "holds": "holds as it stands",
-        "holds in part": "holds in part or after a repair",
+        "holds in part": "holds in part",
+        "holds repaired": "holds after a repair",
         "holds and says nothing": "holds and says nothing here",
-        "fails": "fails in every fair reading",
+        "fails": "fails wherever it could be tested",
     }
     return one.get(word, many[word]) if number == 1 else many[word]
 
