@@ -151,7 +151,7 @@ def magnitude(sizes: pd.DataFrame, muted: pd.DataFrame, titles: Mapping[str, str
         va="bottom",
     )
     left.set(xlabel=r"attention weight $\alpha_{tj}$", ylabel="size of a head's Jacobian / constant")
-    left.set_title("one head: follows the weight, within a factor of several")
+    left.set_title("one head: follows the weight, loosely")
     for stage in titles:
         for other in (False, True):
             rows = muted[(muted["stage"] == stage) & (muted["other"] == other)]
