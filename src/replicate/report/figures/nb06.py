@@ -20,8 +20,8 @@ _RUNG_COLOURS = (PURPLE, GREEN, BLUE)
 _POINTS = {"textcoords": "offset points"}
 _STEPS = {
     "directions": ("directions:\n" + r"$\|\mathbf{M}\mathbf{D}\|$ to $\|\mathbf{M}\|\,\|\mathbf{D}\|$", SKY),
-    "factors": ("factors of $\\mathbf{M}$:\n" + r"to $\|W\|\,\|\partial h/\partial e\|\,\|E\|$", GREEN),
-    "entropy": ("entropy:\n" + r"$\|D\|$ to $H/(2\ln 2)$", ORANGE),
+    "factors": ("factors of $\\mathbf{M}$:\n" + r"to $\|W\|\,\|\partial h'/\partial e\|\,\|E\|$", GREEN),
+    "entropy": ("entropy:\n" + r"$\|\mathbf{D}\|$ to $H/(2\ln 2)$", ORANGE),
 }
 
 

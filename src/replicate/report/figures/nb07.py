@@ -98,7 +98,7 @@ def effective_rank(elasticities: pd.DataFrame, titles: Mapping[str, str]) -> "Fi
     ``elasticities`` has the columns ``stage, level, of, mean, se``; ``titles`` names the stages.
     """
     figure, axes = panels(1, 2, width=9.4, height=3.3, sharey=True, sharex=True)
-    said = {"reach": "positions that credit comes from", "participation": "directions that carry it"}
+    said = {"reach": "positions that credit reaches", "participation": "directions that carry it"}
     for ax, (measure, words) in zip(axes, said.items(), strict=True):
         ax.axvline(0, color="0.3", lw=1)
         ax.axvline(1, color=GREY, lw=0.8, ls=":")
@@ -151,7 +151,7 @@ def magnitude(sizes: pd.DataFrame, muted: pd.DataFrame, titles: Mapping[str, str
         va="bottom",
     )
     left.set(xlabel=r"attention weight $\alpha_{tj}$", ylabel="size of a head's Jacobian / constant")
-    left.set_title("one head: below the bound, not on a line")
+    left.set_title("one head: follows the weight, loosely")
     for stage in titles:
         for other in (False, True):
             rows = muted[(muted["stage"] == stage) & (muted["other"] == other)]
