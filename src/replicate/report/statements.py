@@ -12,7 +12,7 @@ OUTCOMES = {
     "holds": "in every reading and setting that was tested",
     "holds in part": "as it stands in some reading or setting, and in others not, or only after a repair",
     "holds repaired": "after a repair, in some reading or setting, and nowhere as it stands",
-    "holds and says nothing": "true and empty wherever it could be tested",
+    "holds and says nothing": "true in some reading, and empty there",
     "fails": "in every reading that was tested",
     "not testable here": "by these parameters or records",
 }
@@ -46,7 +46,7 @@ def outcome(verdicts: Sequence[str]) -> str:
     """What the verdicts of a statement's rows say together.
 
     A statement is read charitably: it fails only where every reading that can be tested fails, and it holds as it
-    stands only where every one is reproduced without a repair.
+    stands only where every one is reproduced without a repair. One that is true in an empty reading does not fail.
     """
     tested = set(verdicts) - {"not testable here"}
     if not tested:
@@ -57,7 +57,7 @@ def outcome(verdicts: Sequence[str]) -> str:
         return "holds in part"
     if "reproduced with a repair" in tested:
         return "holds repaired"
-    return "holds and says nothing" if tested == {"true but vacuous here"} else "fails"
+    return "holds and says nothing" if "true but vacuous here" in tested else "fails"
 
 
 def tally(tables: Sequence[Verdicts]) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replicate.report import markdown
-from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, SKY, VERMILION, panels
+from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels
 from replicate.statistics.agreement import relative_error
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MINUS = "\u2212"
-_SCORE_MEAN = {"mec": BLUE, "mfc": "none", "mew": 2, "ms": 15}
-_PATHWISE_MEAN = {"mec": "white", "mfc": VERMILION, "ms": 9}
+_SCORE_MEAN = {"mec": VERMILION, "mfc": "none", "mew": 2, "ms": 15}
+_PATHWISE_MEAN = {"mec": "white", "mfc": BLUE, "ms": 9}
 _TRUTH = {"color": BLACK, "mew": 2, "ms": 12}
 
 
@@ -158,7 +158,7 @@ def value_field(field: pd.DataFrame, clouds: pd.DataFrame, axis_names: tuple[str
     ax, *small = axes.flat
     _map(ax, field, axis_names)
     for cell, (place, part) in zip(small, clouds.groupby("place", sort=False), strict=True):
-        ax.plot(part["x"].iloc[0], part["y"].iloc[0], "o", color=VERMILION, ms=16, mec="white")
+        ax.plot(part["x"].iloc[0], part["y"].iloc[0], "o", color=BLACK, ms=16, mec="white")
         ax.annotate(place, part[["x", "y"]].iloc[0], ha="center", va="center", color="white", weight="bold")
         _cloud(cell, part)
         cell.set_title(f"{place}: two clouds, one centre")
@@ -171,8 +171,8 @@ def _kinds() -> list:
     from matplotlib.lines import Line2D
 
     marks = (
-        ("score function, single", ".", {"color": SKY, "ms": 7}),
-        ("pathwise, single", ".", {"color": VERMILION, "ms": 7}),
+        ("score function, single", ".", {"color": ORANGE, "ms": 7}),
+        ("pathwise, single", ".", {"color": BLUE, "ms": 7}),
         ("score function, mean", "o", _SCORE_MEAN),
         ("pathwise, mean", "o", _PATHWISE_MEAN),
         ("value gradient", "+", _TRUTH),
@@ -199,7 +199,7 @@ def _map(ax: "Axes", field: pd.DataFrame, axis_names: tuple[str, str]) -> None:
     arrow = field[["v_x", "v_y"]].to_numpy() * reach
     length = np.linalg.norm(arrow, axis=1, keepdims=True)
     arrow = arrow / (length + 0.25 * length.max())  # long ones shortened, so that short ones are seen
-    ax.quiver(field["x"], field["y"], *arrow.T, color=BLUE, alpha=0.85, scale=19, width=0.005)
+    ax.quiver(field["x"], field["y"], *arrow.T, color=GREEN, alpha=0.85, scale=19, width=0.005)
     ax.set(
         title="the value (shading) and its gradient $g_0$ (arrows)",
         xlabel=axis_names[0],
@@ -210,7 +210,7 @@ def _map(ax: "Axes", field: pd.DataFrame, axis_names: tuple[str, str]) -> None:
 
 def _cloud(ax: "Axes", part: pd.DataFrame) -> None:
     """Single costates of two estimators, the mean of each and the value gradient."""
-    kinds = (("score function", SKY, _SCORE_MEAN), ("pathwise", VERMILION, _PATHWISE_MEAN))
+    kinds = (("score function", ORANGE, _SCORE_MEAN), ("pathwise", BLUE, _PATHWISE_MEAN))
     for order, (kind, colour, mean) in enumerate(kinds):
         v = part.loc[part["kind"] == kind, ["v_x", "v_y"]]
         ax.plot(v["v_x"], v["v_y"], ".", color=colour, ms=3, alpha=0.6, mew=0, zorder=2)
@@ -231,7 +231,7 @@ def averages(table: pd.DataFrame) -> "Figure":
     and its 95 % interval, are alike within an estimator.
     """
     figure, ax = panels(1, 1, width=6.8, height=3.8)
-    for (name, part), colour in zip(table.groupby("estimator", sort=False), (BLUE, VERMILION), strict=True):
+    for (name, part), colour in zip(table.groupby("estimator", sort=False), (VERMILION, BLUE), strict=True):
         n, rms, fit = part["n"].to_numpy(), part["rms"].to_numpy(), part.iloc[-1]
         ax.errorbar(n, rms, 2 * part["standard error"], fmt="o", color=colour)
         middle = np.exp(np.log(n).mean())
@@ -267,28 +267,28 @@ def interchange(jump: pd.DataFrame, bound: pd.DataFrame, curves: pd.DataFrame) -
         ax.set(
             xlabel="state $s$", ylabel="slope", ylim=(-0.08 * part["slope"].max(), 1.2 * part["slope"].max())
         )
-    left.errorbar(jump["s"], jump["score"], jump["error"], fmt="o", color=BLUE, ms=6)
-    left.plot(jump["s"], jump["costate"], "s", color=VERMILION, ms=6)
+    left.errorbar(jump["s"], jump["score"], jump["error"], fmt="o", color=VERMILION, ms=6)
+    left.plot(jump["s"], jump["costate"], "s", color=BLUE, ms=6)
     labels = (
         ("slope of the value", BLACK),
-        ("mean score-function costate", BLUE),
-        ("mean costate: zero", VERMILION),
+        ("mean score-function costate", VERMILION),
+        ("mean costate: zero", BLUE),
     )
     for height, (label, colour) in zip((0.93, 0.85, 0.11), labels, strict=True):
         left.annotate(label, (0.03, height), xycoords="axes fraction", color=colour)
     left.set_title("A reward that jumps: wrong at every state")
     at = bound["s"] == 0
-    right.plot(bound["s"][~at], bound["costate"][~at], "s", color=VERMILION, ms=6)
-    right.plot(bound["s"][at], bound["costate"][at], "s", color=VERMILION, ms=11)
+    right.plot(bound["s"][~at], bound["costate"][~at], "s", color=BLUE, ms=6)
+    right.plot(bound["s"][at], bound["costate"][at], "s", color=BLUE, ms=11)
     right.annotate(
         "mean costate at $s = 0$: zero",
         (0, 0),
         (0, 12),
         textcoords="offset points",
-        color=VERMILION,
+        color=BLUE,
         ha="center",
     )
     right.annotate("slope of the value", (0.03, 0.93), xycoords="axes fraction", color=BLACK)
-    right.annotate("mean costate elsewhere", (0.03, 0.85), xycoords="axes fraction", color=VERMILION)
+    right.annotate("mean costate elsewhere", (0.03, 0.85), xycoords="axes fraction", color=BLUE)
     right.set_title("Differentiable, but no integrable bound: wrong at one")
     return figure
