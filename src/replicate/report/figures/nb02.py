@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replicate.report import markdown
-from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, panels
+from replicate.report.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, panels
 from replicate.statistics.agreement import relative_error
 
 if TYPE_CHECKING:
