@@ -28,6 +28,16 @@ def smooth(a: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_expectations_by_quadrature_are_known_moments(family):
+    law = est.shift_families(0.7)[family]
+    mean = 0.7 * math.sqrt(6) / math.pi * 0.5772156649015329 if family == "Gumbel" else 0.0
+    assert est.expectation(lambda x: torch.ones_like(x[:, 0]), law) == pytest.approx(1, rel=1e-11)
+    assert est.expectation(lambda x: x[:, 0], law) == pytest.approx(mean, abs=1e-10)
+    # Student's density falls like x^-6 only: its second moment is the hardest of these integrals.
+    assert est.expectation(lambda x: (x[:, 0] - mean) ** 2, law) == pytest.approx(0.49, rel=1e-8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_families_have_the_stated_spread_and_a_normalised_density(family):
     law = est.shift_families(0.7)[family]
     xi = est.draw(law, 40_000, 1, generator=generator())

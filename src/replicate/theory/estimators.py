@@ -5,11 +5,14 @@ caller's to take. Both estimators draw the same noise from generators in the sam
 autograd, and where autograd has no graph to follow (a step written with ``>``, a uniform density) by differences.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import integrate
 from torch import Tensor
 from torch.distributions import Distribution, Gumbel, Laplace, Normal, StudentT, constraints
 
@@ -159,6 +162,33 @@ def _evaluate(phi: Phi, a: Tensor) -> Tensor:
     if value.shape != a.shape[:1]:
         raise ValueError(f"phi: expected values of shape [{a.shape[0]}], got {list(value.shape)}")
     return value
+
+
+def expectation(f: Phi, noise: Distribution) -> float:
+    """E[f(xi)] of a scalar law by tanh-sinh quadrature, f mapping [n, 1] to [n]; some 1e-12 of error, no sampling.
+
+    The axis is cut at 0, so that a kink of the density there (Laplace) falls on an end, where the rule allows it, and
+    at a few scales on either side, so that no level of the rule misses the bulk.
+    """
+
+    def integrand(x: np.ndarray) -> np.ndarray:
+        xi = torch.from_numpy(np.asarray(x, dtype=float).reshape(-1, 1))
+        return (f(xi) * noise.log_prob(xi).exp()[:, 0]).detach().numpy().reshape(np.shape(x))
+
+    low, high = _support_ends(noise)
+    cuts = [x for x in (-10.0, -3.0, 0.0, 3.0, 10.0) if low < x < high]
+    ends = itertools.pairwise([low, *cuts, high])
+    return math.fsum(
+        integrate.tanhsinh(integrand, a, b, atol=1e-14, rtol=1e-13, minlevel=5).integral for a, b in ends
+    )
+
+
+def _support_ends(noise: Distribution) -> tuple[float, float]:
+    """The two ends of a scalar law's support, infinite ones included."""
+    support = noise.support
+    low = getattr(support, "lower_bound", -math.inf)
+    high = getattr(support, "upper_bound", math.inf)
+    return float(low), float(high)
 
 
 def optimal_baseline(
