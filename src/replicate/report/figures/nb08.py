@@ -145,7 +145,7 @@ def along_ladder(table: pd.DataFrame) -> "Figure":
                 )
                 ax.plot([x - 0.09, x + 0.09], [part[column].median()] * 2, color=colour, lw=2.5)
         spread = mine.groupby("stage")["spread"].median()
-        ax.set_xticks(range(len(stages)), [f"{_RUNGS[s]}\n{spread[s]:.2g} nats" for s in stages])
+        ax.set_xticks(range(len(stages)), [f"{_RUNGS[s]}\n{spread[s]:.2g} nats a token" for s in stages])
         ax.axhline(1, color=BLACK, lw=0.9, ls=":")
         ax.set(yscale="log", xlim=(-0.5, len(stages) - 0.4))
         ax.set_title(_BETWEEN.get(k, f"{k} tokens in between"))
