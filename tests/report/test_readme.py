@@ -93,7 +93,8 @@ def _save_first_screen(folder):
         for line in lines:
             if line.notebook == number:
                 quantity = "correlation: +0.50 [-0.10, +1.10], 1 of 2 ladders; lower end"
-                table.check(line.claim, kind="paper", where="(1)", quantity=quantity, value=2.0, above=1.0)
+                row = (line.claim or line.key, "paper", "(1)", quantity, 2.0, None, 1.0)
+                table.judge(*row, ("reproduced", "not reproduced"), None, key=line.key or None)
         table.save(folder)
 
 
@@ -133,7 +134,7 @@ def test_the_page_is_made_from_the_results_and_made_again_is_the_same(published)
     page, results = published
     text = readme.render(page, results)
     for piece in (
-        "| the paper's | 9 |  |  | 1 |  |",
+        "| the paper's | 10 |  |  | 1 |  |",
         "1 of 2 ladders",
         "2 checkpoints",
         "Times\n\n| what | s |\n|---|---|\n| step | 0.5 |",
