@@ -5,20 +5,9 @@ import math
 import pytest
 import torch
 
+from fresh_starts import T, V, seeded, start
 from replicate.lm import enumeration, recurrence, relaxed, theorem_one, tradeoff
 from replicate.rl import grpo
-
-V, T = 4, 3
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def start(family: str = "olmo2", seed: int = 0):
-    g = seeded(seed)
-    F, s = recurrence.fresh_start(family, vocab=V, generator=g)
-    return F, s, torch.randn(V**T, generator=g, dtype=torch.float64)
 
 
 def costs_of(seed: int = 0, rollouts: int = 50):
