@@ -23,9 +23,11 @@ from torch.func import functional_call, jvp
 
 from replicate.models.hooks import require_eager
 from replicate.models.logits import log_policy
+from replicate.rl import methods
+from replicate.rl.batch import Actor
 from replicate.rl.policies import Policy, SinglePolicy, train_padding_row
 from replicate.rl.prompts import Prompts, Reward
-from replicate.rl.trainer import losses, sampled
+from replicate.rl.trainer import ask, optimizer_of
 from replicate.settings.grpo import GRPO
 
 Step = dict[str, Tensor]
@@ -68,10 +70,12 @@ def batch_gradients(
 ) -> Iterator[Step]:
     """Minus the gradient of the trainer's loss (the direction of ascent) on each of ``batches`` batches, at the model's
     own weights. ``reference`` serves the KL, which vanishes with its gradient where the weights are the reference's."""
-    policy = SinglePolicy(model)
+    policy, method = SinglePolicy(model), methods.get(config.method)
+    actor = Actor(policy, reference or policy)
     for _ in range(batches):
-        drawn = sampled(policy, reference or policy, pool, config, [generator], horizon, reward)
-        loss = losses(drawn.logp, drawn, config).sum()
+        asked = ask(pool, config, [generator], horizon=horizon, reward=reward)
+        drawn = method.draw(actor, asked, config, [generator])
+        loss = method.losses(drawn.signal, drawn, config).sum()
         found = torch.autograd.grad(loss, list(model.parameters()))
         yield {name: -g for (name, _), g in zip(model.named_parameters(), found, strict=True)}
 
@@ -82,9 +86,7 @@ def frozen_steps(
     """Delta theta after each of ``budgets`` updates of the trainer's optimiser that is fed ``gradients`` in turn."""
     start = dict(model.named_parameters())
     moved = {name: weight.detach().clone().requires_grad_() for name, weight in start.items()}
-    optimizer = torch.optim.AdamW(
-        moved.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = optimizer_of(list(moved.values()), config)
     wanted = set(budgets)
     for update, gradient in enumerate(islice(cycle(gradients), max(wanted)), 1):
         for name, weight in moved.items():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from replicate.checks import one_of
 from replicate.settings.conventions import Baseline, Length, Scale
+from replicate.settings.grpo import GRPO
 
 
 def group_advantages(
@@ -63,7 +64,7 @@ def surrogate_loss(
     logp: Float[Tensor, "completions tokens"],
     logp_old: Float[Tensor, "completions tokens"],
     logp_ref: Float[Tensor, "completions tokens"] | None,
-    advantages: Float[Tensor, " completions"],
+    advantages: Float[Tensor, " completions"] | Float[Tensor, "completions tokens"],
     mask: Bool[Tensor, "completions tokens"] | Float[Tensor, "completions tokens"],
     *,
     clip: float = 0.2,
@@ -74,9 +75,9 @@ def surrogate_loss(
     """Minus objective (1): a scalar to minimise.
 
     ``logp`` carries the gradient; ``logp_old`` (sampling policy) and ``logp_ref`` (reference, needed if ``kl_coef``
-    is not 0) do not. ``mask`` is 1 on a completion's tokens; what stands elsewhere is ignored, NaN included. A
-    completion without a token contributes 0. ``length="constant"`` needs ``max_length``, the longest completion
-    allowed, which is not the longest in the batch.
+    is not 0) do not. ``advantages`` are a completion's, or each token's own. ``mask`` is 1 on a completion's tokens;
+    what stands elsewhere is ignored, NaN included. A completion without a token contributes 0. ``length="constant"``
+    needs ``max_length``, the longest completion allowed, which is not the longest in the batch.
     """
     one_of("length", length, get_args(Length))
     if logp.numel() == 0:
@@ -90,7 +91,7 @@ def surrogate_loss(
     mask = mask.bool()
     log_ratio = torch.where(mask, logp - logp_old.detach(), 0.0)
     ratio = log_ratio.exp()
-    weight = advantages[:, None]
+    weight = advantages[:, None] if advantages.ndim == 1 else advantages
     objective = torch.minimum(ratio * weight, ratio.clamp(1 - clip, 1 + clip) * weight)  # (1), first term
     if kl_coef != 0:
         objective = objective - kl_coef * k3(logp, logp_ref, mask)  # (1), second term
@@ -100,6 +101,29 @@ def surrogate_loss(
     if length == "token":
         return -objective.sum() / mask.sum().clamp(min=1)
     return -objective.sum() / (len(logp) * max_length)
+
+
+def lane_losses(
+    logp: Float[Tensor, "lanes completions tokens"], batch, config: GRPO
+) -> Float[Tensor, " lanes"]:
+    """:func:`surrogate_loss` of a :class:`~replicate.rl.batch.Batch`, lane by lane, with the conventions of ``config``;
+    completions are as long as they may be."""
+    mask = torch.ones_like(logp[0], dtype=torch.bool)
+    found = [
+        surrogate_loss(
+            logp[lane],
+            batch.old[lane],
+            None if batch.ref is None else batch.ref[lane],
+            batch.advantages[lane],
+            mask,
+            clip=config.clip,
+            kl_coef=config.kl_coef,
+            length=config.length,
+            max_length=logp.shape[2],
+        )
+        for lane in range(len(logp))
+    ]
+    return torch.stack(found)
 
 
 def k3(

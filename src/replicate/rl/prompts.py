@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from replicate.models.logits import entropy, log_policy
 
-Reward = Callable[[Int[Tensor, "rows group T"], Int[Tensor, " rows"]], Float[Tensor, "rows group"]]
+Reward = Callable[[Int[Tensor, "rows group T"], Int[Tensor, "rows ..."]], Float[Tensor, "rows group ..."]]
+"""From sampled tokens and the right ones, [rows] or [rows, T], to one reward a completion or one a token."""
 
 
 def exact_match(

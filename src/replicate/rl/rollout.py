@@ -81,6 +81,23 @@ def log_probs_of(
     return torch.cat([first, _scored(policy, tokens, cache, prompts.shape[2], vocab)], dim=-1)
 
 
+def distributions_of(
+    policy: Policy,
+    prompts: Int[Tensor, "lanes prompts length"],
+    tokens: Int[Tensor, "lanes prompts group T"],
+    *,
+    vocab: int,
+) -> Float[Tensor, "lanes prompts group T vocab"]:
+    """log pi(. | q, o_<t) at every token of given completions, over the whole vocabulary."""
+    group, horizon = tokens.shape[2:]
+    cache: Cache | None = [] if horizon > 1 else None
+    first = _first(policy, prompts, cache, vocab).expand(-1, -1, group, -1)[:, :, :, None]
+    if horizon == 1:
+        return first
+    rest, _ = _behind(policy, tokens, cache, prompts.shape[2], vocab)
+    return torch.cat([first, _by_completion(rest, tokens.shape[1])], dim=3)
+
+
 def _first(policy: Policy, prompts, cache, vocab) -> Float[Tensor, "lanes prompts 1 vocab"]:
     """The distribution of the first token, which a prompt's whole group shares."""
     return log_policy(policy.logits(prompts, keep=1, cache=cache)[:, :, -1], vocab=vocab)[:, :, None]
@@ -111,15 +128,29 @@ def _scored(
     policy: Policy, tokens: Int[Tensor, "lanes prompts group T"], cache: Cache, length: int, vocab: int
 ) -> Float[Tensor, "lanes prompts group T-1"]:
     """log pi of all tokens but the first, in one pass behind the prompts that ``cache`` holds."""
+    log_probs, rows = _behind(policy, tokens, cache, length, vocab)
+    logp = log_probs.gather(-1, rows[:, :, 1:, :, None])
+    return _by_completion(logp, tokens.shape[1])[..., 0]
+
+
+def _behind(
+    policy: Policy, tokens: Int[Tensor, "lanes prompts group T"], cache: Cache, length: int, vocab: int
+) -> tuple[Float[Tensor, "lanes rows more members vocab"], Int[Tensor, "lanes rows T members"]]:
+    """The distributions of all tokens but the first, completions side by side in rows, and the tokens in that order."""
     group, more = tokens.shape[2], tokens.shape[3] - 1
     members = _members(group, more)
     rows = tokens.unflatten(2, (-1, members)).flatten(1, 2).transpose(2, 3)  # [lanes, rows, T, members]
     behind = side_by_side(length, members, more, device=tokens.device)
     given, copies = rows[:, :, :-1].flatten(2), repeat_cache(cache, group // members)
     logits = policy.logits(given, keep=given.shape[2], cache=copies, behind=behind)
-    log_probs = log_policy(logits, vocab=vocab).unflatten(2, (more, members))
-    logp = log_probs.gather(-1, rows[:, :, 1:, :, None])[..., 0].transpose(2, 3)
-    return logp.unflatten(1, (tokens.shape[1], -1)).flatten(2, 3)
+    return log_policy(logits, vocab=vocab).unflatten(2, (more, members)), rows
+
+
+def _by_completion(
+    found: Float[Tensor, "lanes rows more members some"], prompts: int
+) -> Float[Tensor, "lanes prompts group more some"]:
+    """The same with one row of its own for every completion."""
+    return found.transpose(2, 3).unflatten(1, (prompts, -1)).flatten(2, 3)
 
 
 def _members(group: int, steps: int) -> int:

@@ -17,7 +17,7 @@ from replicate.ladder import sources
 from replicate.ladder.checkpoints import Checkpoint, Ladder
 from replicate.ladder.sources import Request
 from replicate.ladder.stream import Stream
-from replicate.rl import tasks
+from replicate.rl import methods, tasks
 from replicate.rl.prompts import Prompts
 from replicate.runs import forecast, measurement, paths, prompts, provenance, response
 from replicate.runs.params import ScaleParameters
@@ -78,9 +78,12 @@ def maker(experiment: Experiment, settings: BaseModel) -> dict[str, Any]:
     return identity.identity(*code(experiment, settings))
 
 
-def code(experiment: Experiment, settings: BaseModel) -> tuple[str, str]:
-    """The dotted names of the modules that compute the experiment: its own, and its task's."""
-    return MODULES[experiment].__name__, f"{tasks.__name__}.{settings.task.task}"
+def code(experiment: Experiment, settings: BaseModel) -> tuple[str, ...]:
+    """The dotted names of the modules that compute the experiment: its own, its task's, and its method's if it runs
+    RL."""
+    named = [MODULES[experiment].__name__, f"{tasks.__name__}.{settings.task.task}"]
+    grpo = getattr(settings, "grpo", None)
+    return (*named, f"{methods.__name__}.{grpo.method}") if grpo else tuple(named)
 
 
 def run(

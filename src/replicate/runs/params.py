@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
-from replicate.rl import tasks
+from replicate.rl import methods, tasks
 from replicate.runs import strict_yaml
 from replicate.runs.strict_yaml import shown
 from replicate.settings.grpo import GRPO
@@ -134,6 +134,8 @@ def _complaints(p: Any) -> Iterator[str]:
             yield from values.complaints(section.flat_name)
     if p.TASK not in tasks.names():
         yield f"TASK must be one of {', '.join(tasks.names())}, got {shown(p.TASK)}"
+    if p.METHOD not in methods.names():
+        yield f"METHOD must be one of {', '.join(methods.names())}, got {shown(p.METHOD)}"
     if p.LADDER == "tiny" and (complaint := layer_complaint(p, p.TINY_LAYERS)):
         yield complaint
 

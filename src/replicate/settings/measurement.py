@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from replicate.settings.section import MOST, Section, distinct
+from replicate.settings.section import GUMBEL_TEMPERATURE, MOST, SIGMA, Section, distinct
 
 
 class Measurement(Section):
@@ -20,6 +20,6 @@ class Measurement(Section):
 
     group: int = Field(8, ge=2, le=MOST)
     layers: distinct(-1, MOST) = Field([-1])
-    sigma: float = Field(1.0, gt=0, alias="SIGMA")
-    temperature: float = Field(1.0, gt=0, alias="GUMBEL_TEMPERATURE")
+    sigma: float = SIGMA
+    temperature: float = GUMBEL_TEMPERATURE
     batches: int = Field(8, ge=2, le=MOST)

@@ -44,6 +44,9 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 # Shared by sections, so declared here: one seed and one number of labels decide what is learned and what is asked.
 SEED = Field(0, alias="SEED")
 LABELS = Field(4, ge=2, le=16, alias="LABELS")
+# What a policy adds to its logits is the same in a measurement and in RL.
+SIGMA = Field(1.0, gt=0, alias="SIGMA")
+GUMBEL_TEMPERATURE = Field(1.0, gt=0, alias="GUMBEL_TEMPERATURE")
 
 
 class Section(BaseModel):

@@ -1,0 +1,5 @@
+"""A learned critic (being built)."""
+
+
+class Critic:
+    """Placeholder."""
