@@ -80,7 +80,7 @@ def study(
 ) -> None:
     """Several ladders: trains each and runs its jobs; the locked ones only once the preregistration is committed."""
     from replicate.checks import one_of
-    from replicate.runs import preflight
+    from replicate.runs import cells, cells_published, preflight
     from replicate.runs import study as studies
     from replicate.runs import study_interventions as interventions
 
@@ -88,11 +88,15 @@ def study(
         one_of("--role", name, studies.ROLES)
     loaded = studies.load(params, schemas.overrides(overrides))
     interventions.of(loaded)
+    is_of_cells = bool(cells.of(loaded))
     if publish is not None:
         studies.thresholds(loaded.preregistration)  # rather than find out when the last job is done
     entries = loaded.of(role or studies.ROLES, only)
     for entry in entries:
         preflight.require(entry.params, where=f"{params}, ladder {entry.name}")
+    if is_of_cells:
+        studies.train(loaded, entries, workers=workers)
+        entries = cells.entries(loaded, entries)
     plans = studies.run(loaded, entries, workers=workers)
     held = [] if any(plan.outcome.problems() for plan in plans) else interventions.entries(loaded, entries)
     plans += studies.run(loaded, held, workers=workers) if held else []
@@ -102,7 +106,7 @@ def study(
     for line in problems:
         typer.echo(f"failed: {line}", err=True)
     if publish is not None and not problems:
-        studies.publish(loaded, entries, publish)
+        (cells_published if is_of_cells else studies).publish(loaded, entries, publish)
         if held:
             studies.publish(loaded, held, publish / "interventions")
         typer.echo(f"tables of {len(entries)} ladders in {publish}")

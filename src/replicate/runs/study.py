@@ -10,7 +10,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,7 @@ Role = Literal["development", "locked"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 _OWN = ("LADDERS", "PREREGISTRATION")
+_LISTS = ("INTERVENTIONS", "CELLS", "FACTORS")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Entry:
     name: str
     role: Role
     params: ScaleParameters
+    experiments: tuple[jobs.Experiment, ...] = jobs.EXPERIMENTS
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Study:
     preregistration: Path
     entries: tuple[Entry, ...]
     interventions: tuple[Any, ...] = ()
+    cells: tuple[Any, ...] = ()
+    factors: tuple[Any, ...] = ()
+    generators: Mapping[str, str] = field(default_factory=dict)
+    rungs: int | None = None
 
     def of(self, roles: Sequence[str], names: Sequence[str] = ()) -> list[Entry]:
         """The ladders of these roles, of these names only if any are given; ``ValueError`` for an unknown name, and if
@@ -73,11 +79,11 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     if missing := [key for key in _OWN if key not in values]:
         raise ValueError(located(str(path), f"expected a study file with {missing[0]}, got none"))
     listed, page = (values.pop(key) for key in _OWN)
-    interventions = values.pop("INTERVENTIONS", [])
-    if not isinstance(interventions, list):
-        raise ValueError(
-            located(str(path), f"expected INTERVENTIONS to be a list, got {shown(interventions)}")
-        )
+    lists = {name.lower(): values.pop(name, []) for name in _LISTS}
+    for name, value in lists.items():
+        if not isinstance(value, list):
+            raise ValueError(located(str(path), f"expected {name.upper()} to be a list, got {shown(value)}"))
+    more = {"generators": values.pop("GENERATORS", {}), "rungs": values.pop("RUNGS_OF_EACH", None)}
     if not isinstance(page, str) or not isinstance(listed, list) or not listed:
         raise ValueError(
             located(
@@ -87,7 +93,8 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
         )
     entries = tuple(_entry(path, values, item, overrides or {}) for item in listed)
     _refuse_equal(path, entries)
-    return Study(path, path.parent / page, entries, tuple(interventions))
+    parts = {name: tuple(value) for name, value in lists.items()}
+    return Study(path, path.parent / page, entries, **parts, **more)
 
 
 def _entry(path: Path, common: Mapping[str, Any], item: Any, overrides: Mapping[str, Any]) -> Entry:
@@ -140,7 +147,7 @@ def require_registered(study: Study) -> str:
     return _git(tree, "rev-parse", "HEAD") or ""
 
 
-def _page(study: Study) -> dict[str, Any]:
+def registered(study: Study) -> dict[str, Any]:
     """The preregistration as it is: its digest, the numbers it fixes, the commit that last changed it and when (None
     outside a checkout)."""
     page = study.preregistration.resolve()
@@ -158,6 +165,11 @@ def _git(tree: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def train(study: Study, entries: Sequence[Entry], *, workers: int) -> None:
+    """Trains the ladders of ``entries`` and runs nothing on them; refuses what :func:`run` refuses."""
+    run(study, [replace(entry, experiments=()) for entry in entries], workers=workers)
+
+
 def run(study: Study, entries: Sequence[Entry], *, workers: int, progress: bool = True) -> list[Plan]:
     """Trains the ladders of ``entries`` and runs all their jobs; what is there already is not done again.
 
@@ -165,7 +177,7 @@ def run(study: Study, entries: Sequence[Entry], *, workers: int, progress: bool 
     """
     if any(entry.role == "locked" for entry in entries):
         require_registered(study)
-    plans = [Plan(entry.params, jobs.EXPERIMENTS, name=entry.name) for entry in entries]
+    plans = [Plan(entry.params, entry.experiments, name=entry.name) for entry in entries]
     sweep_all(plans, workers=workers, progress=progress)
     return plans
 
@@ -203,7 +215,7 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
         with replacing(folder / f"{name}.parquet") as handle:
             whole.astype(dict.fromkeys(floats, "float32")).to_parquet(handle, index=False)
     described = {
-        "preregistration": _page(study),
+        "preregistration": registered(study),
         "study": {"sha256": digest(study.path)},
         "ladders": said,
     }
