@@ -17,6 +17,7 @@ from replicate.cli.program import (
     app,
     checked,
     run_jobs,
+    say,
 )
 from replicate.runs import params as schemas
 
@@ -40,8 +41,7 @@ def run(
     how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
     outcome = main_job(given, only=only, workers=workers, **how)
     typer.echo(outcome.summary())
-    for line in outcome.problems():
-        typer.echo(f"failed: {line}", err=True)
+    say(outcome.warnings(), outcome.problems())
     raise typer.Exit(1 if outcome.problems() else 0)
 
 
@@ -83,6 +83,7 @@ def study(
     from replicate.runs import cells, cells_published, preflight
     from replicate.runs import study as studies
     from replicate.runs import study_interventions as interventions
+    from replicate.runs.units import warnings_of
 
     for name in role:
         one_of("--role", name, studies.ROLES)
@@ -103,8 +104,7 @@ def study(
     problems = [line for plan in plans for line in plan.outcome.problems()]
     for plan in plans:
         typer.echo(f"{plan.name}: {plan.outcome.summary()}")
-    for line in problems:
-        typer.echo(f"failed: {line}", err=True)
+    say(warnings_of({plan.name: plan.outcome for plan in plans}), problems)
     if publish is not None and not problems:
         (cells_published if is_of_cells else studies).publish(loaded, entries, publish)
         if held:

@@ -75,9 +75,16 @@ def run_jobs(
     part = Shard.parse(shard) if shard else None
     outcome = run_sweep(params, experiments=experiments or EXPERIMENTS, shard=part, **how)
     typer.echo(outcome.summary())
-    for line in outcome.problems():
-        typer.echo(f"failed: {line}", err=True)
+    say(outcome.warnings(), outcome.problems())
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+def say(warnings: Sequence[str], problems: Sequence[str]) -> None:
+    """To stderr: what runs raised alarms about, which decides no status, and what failed, which does."""
+    for line in warnings:
+        typer.echo(f"alarm: {line}", err=True)
+    for line in problems:
+        typer.echo(f"failed: {line}", err=True)
 
 
 def checked(

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from replicate import streams
-from replicate.rl import methods
+from replicate.rl import alarms, methods
 from replicate.rl.batch import Actor, Asked, Batch, Completions
 from replicate.rl.grpo import k3
 from replicate.rl.judge import Curve, Judge
@@ -41,7 +41,7 @@ def train(
     Prompts come from ``pool``, answers have ``horizon`` tokens; what became of the policy is judged on ``held_out``
     before the first update (budget 0) and after each of ``budgets`` updates. ``reference`` (frozen) is called only if
     its KL weighs something. A lane's random numbers belong to its seed and ``stream``. Raises ``ValueError`` if a
-    lane's loss or gradient is not finite, naming seed and update.
+    lane's loss or gradient is not finite, naming seed, update and the likely cause.
     """
     if policy.lanes != len(seeds):
         raise ValueError(f"seeds: expected one per lane ({policy.lanes}), got {len(seeds)}")
@@ -60,7 +60,7 @@ def train(
         asked = ask(pool, config, draws, horizon=horizon, reward=reward)
         for curve, metrics in zip(curves, _update(actor, optimizer, asked, config, draws), strict=True):
             if not all(map(math.isfinite, metrics.values())):
-                raise ValueError(f"seed {curve.seed}: update {update} of GRPO is not finite: {metrics}")
+                raise ValueError(alarms.not_finite(metrics, update, curve.seed))
             curve.updates.append(metrics)
         if update in budgets:
             judge.note(curves, update)

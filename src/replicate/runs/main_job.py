@@ -38,6 +38,10 @@ class MainOutcome:
         failed += [f"notebook {name}: {error}" for name, error in self.notebooks.items() if error]
         return failed + ([f"tables: {self.no_tables}"] if self.no_tables else [])
 
+    def warnings(self) -> list[str]:
+        """One line per kind of alarm that runs raised."""
+        return self.sweep.warnings()
+
 
 def main_job(
     params: ScaleParameters,

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from replicate.ladder.checkpoints import Checkpoint
 from replicate.models.compilation import compile_blocks
 from replicate.models.precision import trained_dtype
-from replicate.rl import tasks, trainer
+from replicate.rl import alarms, tasks, trainer
 from replicate.rl.policies import Policy, SinglePolicy, StackedPolicy
 from replicate.runs import prompts
 from replicate.settings.grpo import GRPO
@@ -31,12 +31,20 @@ class Settings(BaseModel, frozen=True):
 def run(settings: Settings, checkpoint: Checkpoint, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
     """The RL runs from one checkpoint, by seed; one seed's result does not depend on which others run beside it.
 
-    ``budgets`` has a row for 0 updates and for each budget, ``updates`` one for every update.
+    ``budgets`` has a row for 0 updates and for each budget, ``updates`` one for every update, ``alarms`` one for each
+    alarm that these set off (:mod:`replicate.rl.alarms`).
     """
     with fixed_threads():
         batches = _batches(list(seeds), stacked=settings.response.stack_seeds)
         curves = [curve for batch in batches for curve in _train(settings, checkpoint, batch)]
-    return {curve.seed: {"budgets": curve.budgets, "updates": curve.updates} for curve in curves}
+    return {
+        curve.seed: {
+            "budgets": curve.budgets,
+            "updates": curve.updates,
+            "alarms": alarms.rung(curve.updates, settings.grpo, curve.budgets),
+        }
+        for curve in curves
+    }
 
 
 def _batches(seeds: list[int], *, stacked: bool) -> list[list[int]]:

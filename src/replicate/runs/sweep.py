@@ -254,7 +254,7 @@ def _fail(plan: Plan, row: dict[str, Any], error: str) -> None:
 
 
 def _failures(plan, unit: Unit, answer: Answer | None, error: str | None) -> Iterator[tuple[list[int], str]]:
-    """Writes the unit's records; the seeds that have none, and why."""
+    """Writes the unit's records and notes their alarms; the seeds that have none, and why."""
     if error is not None:
         yield list(unit.keys), error
         return
@@ -265,6 +265,8 @@ def _failures(plan, unit: Unit, answer: Answer | None, error: str | None) -> Ite
             store.put(unit.experiment, key, record(unit, seed, results[seed], origin))
         except ValueError as wrong:
             yield [seed], f"seed {seed}: {wrong}"
+        else:
+            plan.outcome.note(unit.experiment, unit.checkpoint.step, seed, results[seed])
 
 
 def _local(pipeline: Pipeline, *, workers: int, progress: bool, **_: Any) -> Iterator[Result]:

@@ -1,7 +1,9 @@
 """Records as tables (pandas): what notebooks plot and what statistics read."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,13 +19,14 @@ from replicate.runs.units import records
 class Tables:
     """``checkpoints``: a row per checkpoint (J_0 and companions); ``components``: a row per checkpoint x layer x
     policy x advantage; ``gains``: a row per checkpoint x RL seed x budget; ``updates``: per GRPO update;
-    ``forecast``: a row per checkpoint x budget."""
+    ``forecast``: a row per checkpoint x budget; ``alarms``: per alarm of a run, see :func:`alarms`."""
 
     checkpoints: pd.DataFrame
     components: pd.DataFrame
     gains: pd.DataFrame
     updates: pd.DataFrame
     forecast: pd.DataFrame
+    alarms: pd.DataFrame
 
     def save(self, folder: Path) -> None:
         """Writes every table as parquet and as CSV."""
@@ -63,7 +66,21 @@ def load(params: ScaleParameters, ladder: Ladder) -> Tables:
         for r in records(params, "forecast", ladder)
         for row in r["result"]["budgets"]
     ]
-    return Tables(*(pd.DataFrame(rows) for rows in (base, parts, gains, updates, forecasts)))
+    plain = (pd.DataFrame(rows) for rows in (base, parts, gains, updates, forecasts))
+    return Tables(*plain, alarms(trained))
+
+
+def alarms(trained: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row per alarm of a run, from the records of RL: where and which seed, then ``alarm, updates, first, share,
+    said`` (:mod:`replicate.rl.alarms`). Where all is well it has its columns and no row."""
+    own = {"stage": int, "step": int, "tokens": float, "seed": int}
+    types = {**own, "alarm": str, "updates": int, "first": int, "share": float, "said": str}
+    rows = [
+        {**_where(record), "seed": record["seed"], **alarm}
+        for record in trained
+        for alarm in record["result"]["alarms"]
+    ]
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
 def _where(record) -> dict[str, int | float]:

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,12 +39,27 @@ class Outcome:
     """What a sweep did: how many jobs ran, how many records were there already, and the rows that failed.
 
     ``damaged`` has a line for each record that was there, was not what had been written, and was run again.
+    ``watched`` counts, by experiment, the runs that may raise ``alarms``, done or found; an alarm has its run's
+    ``experiment``, ``step`` and ``seed`` in front.
     """
 
     done: int = 0
     found: int = 0
     failed: list[dict[str, Any]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    watched: Counter[str] = field(default_factory=Counter)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, experiment: Experiment, step: int, seed: int, result: Mapping[str, Any]) -> None:
+        """Keeps the alarms of a finished run; an experiment that raises none has no ``alarms`` in its results."""
+        if (found := result.get("alarms")) is not None:
+            self.watched[experiment] += 1
+            where = {"experiment": experiment, "step": step, "seed": seed}
+            self.alarms += [{**where, **alarm} for alarm in found]
+
+    def warnings(self) -> list[str]:
+        """One line per experiment and kind of alarm, see :func:`warnings_of`."""
+        return warnings_of({"": self})
 
     def finished(self) -> int:
         """How many jobs are settled, one way or the other."""
@@ -64,6 +80,30 @@ class Outcome:
             )
             for row in self.failed
         ]
+
+
+def warnings_of(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """One line per experiment and kind of alarm over all ladders: on how many runs, from which checkpoint to which, and
+    what is said of the run that has most of it. Ladders have a name where there are several.
+
+    Runs that were found finished count like those done now: a sweep that was interrupted ends with the same lines.
+    """
+    watched = sum((outcome.watched for outcome in outcomes.values()), Counter())
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for ladder, outcome in outcomes.items():
+        for row in outcome.alarms:
+            kinds.setdefault((row["experiment"], row["alarm"]), []).append({"ladder": ladder, **row})
+    return [_warning(rows, watched[experiment]) for (experiment, _), rows in sorted(kinds.items())]
+
+
+def _warning(rows: Sequence[Mapping[str, Any]], watched: int) -> str:
+    """The line of one kind of alarm. Ties go to the earliest run, whoever finished first."""
+    worst = min(rows, key=lambda row: (-row["share"], row["ladder"], row["step"], row["seed"]))
+    first, last = (end(row["step"] for row in rows) for end in (min, max))
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    where = f"{worst['ladder']}, " if worst["ladder"] else ""
+    on = f"{worst['experiment']}: {worst['alarm']} on {len(rows)} of {watched} runs, {steps}"
+    return f"{on}; most at {where}step {worst['step']}, seed {worst['seed']}: {worst['said']}"
 
 
 def store_of(params: ScaleParameters) -> Store:
@@ -103,9 +143,12 @@ def missing(
                 for seed in jobs.seeds(params, experiment)
             }
             keys = {seed: key_of(found) for seed, found in inputs.items()}
-            done = {seed for seed, key in keys.items() if _sound(store, experiment, key, outcome.damaged)}
+            looked = {seed: _sound(store, experiment, key, outcome.damaged) for seed, key in keys.items()}
+            done = {seed: record for seed, record in looked.items() if record is not None}
             left = {seed: key for seed, key in keys.items() if seed not in done}
             outcome.found += len(done)
+            for seed, record in done.items():
+                outcome.note(experiment, checkpoint.step, seed, record["result"])
             if left:
                 units.append(Unit(checkpoint, experiment, left, settings, made_by))
     for line in outcome.damaged[before:]:
