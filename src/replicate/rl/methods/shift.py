@@ -32,7 +32,7 @@ def draw(actor: Actor, asked: Asked, config: GRPO, generators: Sequence[torch.Ge
         [torch.randn(shape, generator=g, device=g.device, dtype=logits.dtype) for g in generators]
     )
     actions = logits.detach()[:, :, None] + config.sigma * noise
-    right = asked.labels.flatten(2)[..., :1, None].expand(-1, -1, config.group_size, -1)
+    right = asked.labels.view(*asked.tokens.shape[:2], 1, 1).expand(-1, -1, config.group_size, -1)
     rewards = log_policy(actions, vocab=asked.vocab).gather(-1, right).exp()
     ref = None
     if config.kl_coef != 0:
