@@ -238,7 +238,10 @@ UNENDING = (".inf", ".nan")
         ("RL_SEEDS: [1, 1]", "parameter RL_SEEDS: expected distinct"),
         ("BUDGETS: [0, 5]", "BUDGETS"),
         ("TINY_EVERY: 7", "TINY_STEPS must be a multiple"),
-        ("TINY_RECORDS: 0.9", "TINY_RECORDS and TINY_LABEL_DOCUMENTS .* got 0.9 and 0.5"),
+        (
+            "TINY_RECORDS: 0.9",
+            "TINY_RECORDS, TINY_LABEL_DOCUMENTS and TINY_SEQUENCE_DOCUMENTS .* got 0.9, 0.5 and 0.0",
+        ),
         ("TINY_HEADS: 3", r"TINY_HIDDEN must be a multiple of 2 x TINY_HEADS \(6\), got 64"),
         ("TASK: nothing", "TASK must be one of label_copying, sequence_copying, got 'nothing'"),
         (
