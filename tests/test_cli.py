@@ -204,6 +204,14 @@ def test_overrides_are_typed_and_checked(capsys, monkeypatch, tiny):
         assert named in refused(capsys, monkeypatch, "check-params", tiny / "p.yaml", "-p", item)
 
 
+@pytest.mark.parametrize("command", ["run", "sweep", "measure", "elsewhere"])
+def test_answers_that_cannot_be_measured_are_refused_before_any_work(capsys, monkeypatch, tiny, command):
+    long = ("-p", "TASK=sequence_copying", "-p", "ANSWER_TOKENS=2")
+    said = refused(capsys, monkeypatch, command, "-f", tiny / "p.yaml", *long)
+    assert "with -p: TASK: expected answers of one token" in said
+    assert "or run nothing but `replicate rl`" in said
+
+
 def test_relative_paths_mean_the_callers_folder(capsys, monkeypatch, tiny):
     """On the command line and in the file alike, and wherever the file is."""
     monkeypatch.delenv("REPLICATE_HOME")

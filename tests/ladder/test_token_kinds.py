@@ -85,6 +85,15 @@ def test_entropy_of_the_next_key_is_that_of_its_frequencies():
     assert token_kinds.key_entropy(0) == pytest.approx(math.log(24))
 
 
+def test_a_corpus_with_sequence_documents_is_refused():
+    """There "label is red" may go on with another label, so the rule for what follows is another one."""
+    spec = TinyLadder(records=0.3, label_documents=0.2, sequence_documents=0.1, labels=4, context=24)
+    with pytest.raises(
+        ValueError, match=r"^sequence_documents: .* got a share of 0.1; set TINY_SEQUENCE_DOCUM"
+    ):
+        texts(spec)
+
+
 def test_entropy_of_prose_is_that_of_the_chain_row():
     chain = corpus.prose_chain(SPEC.seed)
     first = WORDS.convert_tokens_to_ids(corpus.WORDS[0])

@@ -238,9 +238,17 @@ UNENDING = (".inf", ".nan")
         ("RL_SEEDS: [1, 1]", "parameter RL_SEEDS: expected distinct"),
         ("BUDGETS: [0, 5]", "BUDGETS"),
         ("TINY_EVERY: 7", "TINY_STEPS must be a multiple"),
-        ("TINY_RECORDS: 0.9", "TINY_RECORDS and TINY_LABEL_DOCUMENTS .* got 0.9 and 0.5"),
+        (
+            "TINY_RECORDS: 0.9",
+            "TINY_RECORDS, TINY_LABEL_DOCUMENTS and TINY_SEQUENCE_DOCUMENTS .* got 0.9, 0.5 and 0.0",
+        ),
         ("TINY_HEADS: 3", r"TINY_HIDDEN must be a multiple of 2 x TINY_HEADS \(6\), got 64"),
-        ("TASK: nothing", "TASK must be one of label_copying, got 'nothing'"),
+        ("TASK: nothing", "TASK must be one of label_copying, sequence_copying, got 'nothing'"),
+        (
+            "ANSWER_TOKENS: 2",
+            "ANSWER_TOKENS must be 1 for label_copying, got 2; set TASK to sequence_copying",
+        ),
+        ("ANSWER_REWARD: some", "parameter ANSWER_REWARD: Input should be 'all' or 'each', got 'some'"),
         (
             "MEASURE_LAYERS: [3]",
             r"MEASURE_LAYERS must be 0 to 2 or -1, .* \(the model has 2 blocks\), got \[3\]",
@@ -349,6 +357,17 @@ def test_a_notebook_is_refused_before_its_work_what_a_run_is_refused(home):
     assert (
         start("00_start_here", {"RUN_DIR": "file/run"}).folder == home / "file" / "run"
     )  # reads, never writes
+
+
+def test_a_notebook_refuses_answers_that_it_could_not_read(home):
+    """From 09 on all read J off one token; those before ask label copying, whatever the file's task is."""
+    values = {"TASK": "sequence_copying", "ANSWER_TOKENS": 2}
+    with pytest.raises(
+        ValueError, match=r"^11_rl_response: TASK: expected answers of one token .* 2 tokens; set"
+    ):
+        start("11_rl_response", values)
+    assert start("11_rl_response", values | {"ANSWER_TOKENS": 1}).params.TASK == "sequence_copying"
+    assert not hasattr(start("05_empirical_costates", values).params, "TASK")
 
 
 def test_checking_a_file_imports_nothing_heavy(tmp_path):

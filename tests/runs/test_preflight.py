@@ -83,6 +83,13 @@ def test_prompts_longer_than_the_models_context(folder):
     refused(message, FILLER=27)  # before the tiny ladder is trained
 
 
+def test_long_answers_have_to_fit_with_their_prompts(folder):
+    """A prompt of 6 + T + FILLER tokens; the answer's last token is never read."""
+    long = {"TASK": "sequence_copying", "ANSWER_TOKENS": 8, "LADDER": "ladder"}
+    require(**long, FILLER=12)
+    refused("got 26 tokens and 8 of the answer; lower FILLER", **long, FILLER=13)
+
+
 def test_prompts_that_this_tokenizer_cannot_make(folder):
     for file in folder.glob("stage1-*/tokenizer.json"):
         file.write_text(file.read_text().replace('"gold"', '"good"'))

@@ -35,7 +35,7 @@ def run(
     workers: Workers = 1,
 ) -> None:
     """The main job: the ladder, all jobs, every notebook; leaves figures, tables and provenance in RUN_DIR."""
-    given = checked(params, overrides, engine, notebooks=only)
+    given = checked(params, overrides, engine, notebooks=only, one_token=True)
     from replicate.runs.main_job import main_job
 
     how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
@@ -59,7 +59,8 @@ def _command_of(name: str, experiments: tuple[str, ...] | None, says: str) -> No
         workers: Workers = 1,
     ) -> None:
         how = {"engine": engine, "address": address, "gpus_per_job": gpus_per_job}
-        run_jobs(checked(params, overrides, engine), experiments, shard=shard, workers=workers, **how)
+        given = checked(params, overrides, engine, one_token=experiments != ("rl",))
+        run_jobs(given, experiments, shard=shard, workers=workers, **how)
 
 
 _command_of("sweep", None, "Runs every job (checkpoint x seed x experiment) that has no record yet.")
@@ -94,6 +95,7 @@ def study(
         studies.thresholds(loaded.preregistration)  # rather than find out when the last job is done
     entries = loaded.of(role or studies.ROLES, only)
     for entry in entries:
+        preflight.require_one_token(entry.params, where=f"{params}, ladder {entry.name}")
         preflight.require(entry.params, where=f"{params}, ladder {entry.name}")
     if is_of_cells:
         studies.train(loaded, entries, workers=workers)
@@ -142,7 +144,7 @@ def elsewhere(
     workers: Workers = 1,
 ) -> None:
     """The main job at several seeds and under several kernels; status 1 if a run fails or two verdicts differ."""
-    checked(params, overrides, notebooks=only, keep=False)
+    checked(params, overrides, notebooks=only, one_token=True, keep=False)
     from replicate.report import elsewhere as seen
     from replicate.runs import elsewhere as runs
 

@@ -93,14 +93,21 @@ def checked(
     engine: str = "local",
     *,
     notebooks: Sequence[str] | None = None,
+    one_token: bool = False,
     keep: bool = True,
 ) -> ScaleParameters:
-    """The parameters, once everything about them that can be known beforehand is found to be in order."""
+    """The parameters, once everything about them that can be known beforehand is found to be in order.
+
+    ``one_token`` is for what cannot be asked of longer answers.
+    """
     params = schemas.load(path, schemas.overrides(overrides))
     from replicate.runs import preflight
 
     preflight.require_engine(engine)
     if notebooks is not None:
         preflight.require_notebooks(notebooks)
-    preflight.require(params, where=f"{path} with -p" if overrides else str(path), keep=keep)
+    where = f"{path} with -p" if overrides else str(path)
+    if one_token:
+        preflight.require_one_token(params, where=where)
+    preflight.require(params, where=where, keep=keep)
     return params

@@ -1,12 +1,14 @@
 """The synthetic corpus of the tiny ladder, and its tokenizer.
 
-Three kinds of sequences, each filling the whole context:
+Four kinds of sequences, each filling the whole context:
 
 - *prose*: a sparse Markov chain over 180 words, so that there is something to learn from neighbours alone;
 - *records*: ``key = value ;`` over and over, each key keeping its value within the sequence, so that copying from
   the context pays;
 - *label documents*: ``label is Y ; filler ... answer : Y ;``, few, in the form of
-  :mod:`replicate.rl.tasks.label_copying`.
+  :mod:`replicate.rl.tasks.label_copying`;
+- *sequence documents*: the same with T labels in a row, ``label is Y1 .. YT ; filler ... answer : Y1 .. YT ;``, in the
+  form of :mod:`replicate.rl.tasks.sequence_copying`; none, unless they are asked for.
 
 Everything is drawn for a whole batch at once with numpy: no Python loop over sequences.
 """
@@ -30,6 +32,7 @@ VOCABULARY = SPECIAL + MARKS + LABELS + KEYS + VALUES + WORDS
 _ID = {word: i for i, word in enumerate(VOCABULARY)}
 _SUCCESSORS = 6
 _PAIRS = 4
+_ANSWERS = (1, 2, 4, 8, 16)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -66,9 +69,13 @@ def batch(
     kind = rng.random(sequences)
     records = kind < mixture.records
     documents = ~records & (kind < mixture.records + mixture.label_documents)
+    copied = kind < mixture.records + mixture.label_documents + mixture.sequence_documents
+    copied &= ~records & ~documents
     out = prose(chain, sequences=sequences, length=length, rng=rng)
     out[records] = key_value_records(sequences=int(records.sum()), length=length, rng=rng)
     out[documents] = label_documents(mixture, sequences=int(documents.sum()), length=length, rng=rng)
+    # Of none nothing is drawn: without them a batch is what it was before there were any.
+    out[copied] = sequence_documents(mixture, sequences=int(copied.sum()), length=length, rng=rng)
     return out
 
 
@@ -103,19 +110,46 @@ def key_value_records(
 
 
 def label_documents(
+    mixture: Mixture, *, sequences: int, length: int, rng: np.random.Generator, answer: int = 1
+) -> Int[np.ndarray, "sequences length"]:
+    """``label is Y ; filler answer : Y ;`` with filler of random length, and filler again to the end.
+
+    ``answer`` labels stand for Y, each drawn on its own; with them a document has at least 6 + 2 ``answer`` tokens,
+    and ``ValueError`` says so if ``length`` has not.
+    """
+    if length < _shortest(answer):
+        raise ValueError(
+            f"length: expected at least {_shortest(answer)} tokens for {answer} labels, got {length}"
+        )
+    out = rng.integers(len(WORDS), size=(sequences, length)) + _ID[WORDS[0]]
+    shape = (sequences, answer)
+    label = rng.integers(mixture.labels, size=shape)
+    given = np.where(rng.random(shape) < mixture.noise, rng.integers(mixture.labels, size=shape), label)
+    out[:, :2] = _ID["label"], _ID["is"]
+    out[:, 2 : 2 + answer] = label + _ID[LABELS[0]]
+    out[:, 2 + answer] = _ID[";"]
+    row = np.arange(sequences)
+    at = 3 + answer + rng.integers(length - _shortest(answer) + 1, size=sequences)
+    for offset, mark in ((0, "answer"), (1, ":"), (2 + answer, ";")):
+        out[row, at + offset] = _ID[mark]
+    out[row[:, None], at[:, None] + 2 + np.arange(answer)] = given + _ID[LABELS[0]]
+    return out
+
+
+def sequence_documents(
     mixture: Mixture, *, sequences: int, length: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "sequences length"]:
-    """``label is Y ; filler answer : Y ;`` with filler of random length, and filler again to the end."""
-    out = rng.integers(len(WORDS), size=(sequences, length)) + _ID[WORDS[0]]
-    label = rng.integers(mixture.labels, size=sequences)
-    given = np.where(
-        rng.random(sequences) < mixture.noise, rng.integers(mixture.labels, size=sequences), label
-    )
-    out[:, :2] = _ID["label"], _ID["is"]
-    out[:, 2] = label + _ID[LABELS[0]]
-    out[:, 3] = _ID[";"]
-    row = np.arange(sequences)
-    at = 4 + rng.integers(length - 8 + 1, size=sequences)
-    for offset, mark in enumerate(("answer", ":", None, ";")):
-        out[row, at + offset] = _ID[mark] if mark else given + _ID[LABELS[0]]
+    """:func:`label_documents` with 1, 2, 4, 8 or 16 labels, each number as likely as another among those that fit."""
+    fitting = [answer for answer in _ANSWERS if _shortest(answer) <= length]
+    which = rng.integers(len(fitting), size=sequences)
+    out = np.empty((sequences, length), dtype=np.int64)
+    for index, answer in enumerate(fitting):
+        rows = which == index
+        how = {"sequences": int(rows.sum()), "length": length, "rng": rng}
+        out[rows] = label_documents(mixture, answer=answer, **how)
     return out
+
+
+def _shortest(answer: int) -> int:
+    """The tokens of a document without filler: ``label is``, the labels, ``; answer :``, the labels, ``;``."""
+    return 6 + 2 * answer

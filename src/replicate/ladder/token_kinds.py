@@ -58,7 +58,16 @@ class Text:
 
 def texts(spec: TinyLadder, prompts: Prompts, *, sequences: int, rng: np.random.Generator) -> dict[str, Text]:
     """Fresh text by the rules of ``spec``'s corpus, of every kind of which it has any: prose and records drawn here,
-    and for its label documents ``prompts`` of label copying, each with its answer."""
+    and for its label documents ``prompts`` of label copying, each with its answer.
+
+    ``ValueError`` for a corpus with sequence documents: in it more labels may follow a label, and how likely that is is
+    not written out here.
+    """
+    if spec.sequence_documents > 0:
+        raise ValueError(
+            f"sequence_documents: expected a corpus without any, got a share of {spec.sequence_documents}; set "
+            f"{spec.flat_name('sequence_documents')} to 0"
+        )
     how = {"sequences": sequences, "length": spec.context + 1, "rng": rng}
     found = {}
     if spec.records + spec.label_documents < 1 - 1e-9:

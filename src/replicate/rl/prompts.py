@@ -1,10 +1,10 @@
-"""A batch of prompts with one right token each, and what a model answers to them."""
+"""A batch of prompts with their right answers, what a model answers to them, and how an answer is rewarded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from replicate.models.logits import entropy, log_policy
@@ -20,6 +20,37 @@ def exact_match(
     return (tokens[..., 0] == labels[:, None]).float()
 
 
+def all_right(
+    tokens: Int[Tensor, "rows group T"], labels: Int[Tensor, "rows ..."]
+) -> Float[Tensor, "rows group"]:
+    """R = 1 if each of the T tokens is the right one at its place, else 0: prod_t 1[o_t = y_t].
+
+    ``labels`` are [rows, T], or [rows] for one token; ``ValueError`` if they are not as many as the tokens.
+    """
+    return _hits(tokens, labels).all(-1).float()
+
+
+def each_right(
+    tokens: Int[Tensor, "rows group T"], labels: Int[Tensor, "rows ..."]
+) -> Float[Tensor, "rows group T"]:
+    """r_t = 1[o_t = y_t] / T, whose sum over t is the share of right tokens.
+
+    ``labels`` are [rows, T], or [rows] for one token; ``ValueError`` if they are not as many as the tokens.
+    """
+    return _hits(tokens, labels).float() / tokens.shape[-1]
+
+
+def _hits(
+    tokens: Int[Tensor, "rows group T"], labels: Int[Tensor, "rows ..."]
+) -> Bool[Tensor, "rows group T"]:
+    right = labels.reshape(len(labels), 1, -1)
+    if right.shape[2] != tokens.shape[2]:  # one label would be compared with every token, without a word
+        raise ValueError(
+            f"labels: expected a right token for each of {tokens.shape[2]}, got {list(labels.shape)}"
+        )
+    return tokens == right
+
+
 def added_tokens(tokenizer, before: str, after: str, *, special: bool = False) -> list[int] | None:
     """The token ids by which ``after`` is longer than ``before``; None where its tokens do not begin with those.
 
@@ -33,13 +64,14 @@ def added_tokens(tokenizer, before: str, after: str, *, special: bool = False) -
 class Prompts:
     """A batch of prompts of one length.
 
-    ``tokens`` [prompts, length] is the prompt, ``labels`` [prompts] the token id of the right answer, ``label_set``
-    [labels] the token ids of all labels, ``vocab`` the number of token ids in use (rows from there on are padding).
+    ``tokens`` [prompts, length] is the prompt, ``labels`` the token ids of the right answer, [prompts] for answers of
+    one token and [prompts, T] for longer ones, ``label_set`` [labels] the token ids of all labels, ``vocab`` the number
+    of token ids in use (rows from there on are padding).
     """
 
     text: tuple[str, ...]
     tokens: Int[Tensor, "prompts length"]
-    labels: Int[Tensor, " prompts"]
+    labels: Int[Tensor, "prompts ..."]
     label_set: Int[Tensor, " labels"]
     vocab: int
 
@@ -72,7 +104,12 @@ class Answers:
 
 
 def answers(log_probs: Float[Tensor, "prompts vocab"], prompts: Prompts) -> Answers:
-    """Reads J and its companions off the log-probabilities at the answer position."""
+    """Reads J and its companions off the log-probabilities at the answer position.
+
+    ``ValueError`` for prompts whose answers have more than one token.
+    """
+    if prompts.labels.ndim != 1:
+        raise ValueError(f"labels: expected one right token a prompt, got {list(prompts.labels.shape)}")
     probs = log_probs.exp()
     return Answers(
         correct=probs.gather(-1, prompts.labels[:, None]).squeeze(-1),

@@ -32,13 +32,16 @@ class Settings(BaseModel, frozen=True):
 
 
 def run(settings: Settings, checkpoint: Checkpoint, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """The forecasts from one checkpoint, by seed: ``budgets`` has a row for each budget."""
+    """The forecasts from one checkpoint, by seed: ``budgets`` has a row for each budget.
+
+    ``ValueError`` for a task whose answer is not one token that is right or wrong.
+    """
     with fixed_threads():
         return {seed: _forecast(settings, checkpoint, seed) for seed in seeds}
 
 
 def _forecast(settings: Settings, checkpoint: Checkpoint, seed: int) -> dict[str, Any]:
-    device, task = settings.machine.device, tasks.get(settings.task.task)
+    device, task = settings.machine.device, tasks.one_token(settings.task)
     # The steps of the optimiser, and what they change, are too small for half precision.
     dtype = trained_dtype(getattr(torch, settings.machine.dtype))
     how = {"dtype": dtype, "device": device, "attention": "eager"}
@@ -54,8 +57,8 @@ def _forecast(settings: Settings, checkpoint: Checkpoint, seed: int) -> dict[str
             settings.grpo,
             batches=settings.measurement.batches,
             generator=generator(seed, checkpoint.sha, "forecast", device=device),
-            horizon=task.HORIZON,
-            reward=task.reward,
+            horizon=task.horizon(settings.task),
+            reward=task.reward(settings.task),
         )
     )
     steps = forecast.frozen_steps(model, gradients, settings.grpo, settings.response.budgets)

@@ -11,6 +11,7 @@ from replicate.impact.measured import components_by_advantage
 from replicate.impact.samples import Noise, PolicyName
 from replicate.ladder.checkpoints import Checkpoint
 from replicate.models.compilation import compile_blocks
+from replicate.rl import tasks
 from replicate.rl.prompts import Prompts, evaluate
 from replicate.runs import prompts
 from replicate.settings.machine import Machine
@@ -29,7 +30,11 @@ class Settings(BaseModel, frozen=True):
 
 
 def run(settings: Settings, checkpoint: Checkpoint, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """The measurements of one checkpoint, by seed."""
+    """The measurements of one checkpoint, by seed.
+
+    ``ValueError`` for a task whose answer is not one token that is right or wrong.
+    """
+    tasks.one_token(settings.task)
     with fixed_threads():
         return {seed: _measure(settings, checkpoint, seed) for seed in seeds}
 

@@ -108,6 +108,7 @@ def start(notebook: str, namespace: Mapping[str, Any], *, source: str | None = N
         knob.checked(values.pop(name, knob.default), where=notebook)
     params = schema_of(notebook).parse(values, where=notebook)
     if isinstance(params, ScaleParameters):
+        preflight.require_one_token(params, where=notebook)
         preflight.require(params, where=notebook)
     elif isinstance(params, ToyParameters | LanguageParameters):
         preflight.require_folders(params, where=notebook)

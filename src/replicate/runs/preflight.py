@@ -16,6 +16,7 @@ from replicate.files import require_writable
 from replicate.runs import paths
 from replicate.runs.params import ScaleParameters, layer_complaint, located, one_line, whole
 from replicate.runs.strict_yaml import shown
+from replicate.settings.task import Task
 
 if TYPE_CHECKING:
     from replicate.ladder.checkpoints import Checkpoint, Ladder
@@ -27,6 +28,17 @@ def require(params: ScaleParameters, *, where: str, keep: bool = True) -> None:
     The folders that it tries to write to stay, unless ``keep`` is false.
     """
     _raise(where, [*_folders(params, keep), *_device(params), *_ladder(params)])
+
+
+def require_one_token(params: ScaleParameters, *, where: str) -> None:
+    """Raises ``ValueError`` with one line, beginning with ``where``, if the task's answer is not one token that is
+    right or wrong: off this all experiments but ``rl``, and the notebooks, read J."""
+    from replicate.rl import tasks
+
+    try:
+        tasks.one_token(params.section(Task))
+    except ValueError as error:
+        raise ValueError(located(where, str(error))) from None
 
 
 def require_folders(params: Any, *, where: str) -> None:
@@ -186,9 +198,11 @@ def _prompts(params: ScaleParameters, checkpoint: "Checkpoint", longest: int) ->
         yield f"LABELS, FILLER: these prompts cannot be made with this ladder ({error})"
         return
     # The last token of an answer is sampled and never read.
-    if length + tasks.get(params.TASK).HORIZON - 1 > longest:
+    more = tasks.get(params.TASK).horizon(params.section(Task)) - 1
+    if length + more > longest:
         fits = f"expected prompts that fit into the model's context of {longest} tokens with their answers"
-        yield f"FILLER: {fits}, got {length} tokens; lower FILLER"
+        got = f"{length} tokens" if not more else f"{length} tokens and {more + 1} of the answer"
+        yield f"FILLER: {fits}, got {got}; lower FILLER"
     try:
         jobs.pool(here, checkpoint)
     except ValueError as error:

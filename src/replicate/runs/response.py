@@ -67,8 +67,8 @@ def _train(settings: Settings, checkpoint: Checkpoint, seeds: list[int]) -> list
         settings.grpo,
         seeds=seeds,
         budgets=sorted(settings.response.budgets),
-        horizon=task.HORIZON,
-        reward=task.reward,
+        horizon=task.horizon(settings.task),
+        reward=task.reward(settings.task),
         stream=checkpoint.sha,  # so that no two checkpoints share their luck
     )
 

@@ -1,7 +1,7 @@
 """What the model is asked."""
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,10 +19,14 @@ class Task(Section):
     and ends in the answer: the prompt is what stands before the last ``{label}``, without a blank in front of it, which
     belongs to the answer. On ``eval_prompts`` prompts RL is evaluated, on ``measure_prompts`` others a checkpoint is
     measured, and RL learns from neither. ``seed`` decides which prompts are drawn.
+
+    An answer has ``answer_tokens`` tokens. Of several, the ``reward`` is 1 if "all" of them are right, given once for
+    the whole answer; or "each" one that is right earns its share, 1 / ``answer_tokens``, where it stands.
     """
 
     about: ClassVar[str] = (
-        "The seed of all but RL, and the task; TEMPLATE ends in the answer, and a blank before it is the answer's."
+        "The seed of all but RL, and the task; TEMPLATE ends in the answer, and a blank before it is the answer's. "
+        'Answers of several tokens earn 1 if "all" are right, or "each" token that is right its share.'
     )
 
     seed: Seed = SEED
@@ -33,11 +37,14 @@ class Task(Section):
     )
     template: Text = f"label is {LABEL} ; {FILLER} answer : {LABEL}"
     filler: int = Field(16, ge=0, le=MOST)
+    answer_tokens: int = Field(1, ge=1, le=64)
+    reward: Literal["all", "each"] = Field("all", alias="ANSWER_REWARD")
     eval_prompts: int = Field(64, ge=1, le=MOST)
     measure_prompts: int = Field(64, ge=1, le=MOST)
 
     def complaints(self, says: Says) -> Iterator[str]:
-        """Too few label words, or some twice, and a template that asks for nothing or has no room for the filler."""
+        """Too few label words, or some twice, a template that asks for nothing or has no room for the filler, and long
+        answers of a task that has none."""
         words = self.label_words.split()
         if len(set(words)) < len(words) or len(words) < self.labels:
             wanted = f"at least {says('labels')} ({self.labels}) different words, separated by blanks"
@@ -48,3 +55,6 @@ class Task(Section):
             yield f"{name} must {wanted}, got {template!r}"
         if template.count(FILLER) != 1 and (self.filler or FILLER in template):
             yield f"{name} must have {FILLER} once (or not at all with {says('filler')} 0), got {template!r}"
+        if self.task == "label_copying" and self.answer_tokens != 1:
+            remedy = f"set {says('task')} to sequence_copying"
+            yield f"{says('answer_tokens')} must be 1 for label_copying, got {self.answer_tokens}; {remedy}"

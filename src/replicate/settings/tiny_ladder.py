@@ -11,21 +11,23 @@ from replicate.settings.section import LABELS, MOST, SEED, Says, Section, Seed, 
 class Mixture(Section):
     """Shares of the corpus' kinds of sequences (prose has the rest) and what its label documents look like.
 
-    ``noise`` is the probability that a label document ends in a random label instead of its own.
+    ``sequence_documents`` ask for several labels in a row. ``noise`` is the probability that a document's answer has a
+    random label instead of its own; each label of several has it on its own.
     """
 
     prefix: ClassVar[str] = "TINY_"
 
     records: float = Field(0.5, ge=0, le=1)
     label_documents: float = Field(0.5, ge=0, le=1)
+    sequence_documents: float = Field(0.0, ge=0, le=1)
     noise: float = Field(0.0, ge=0, le=1)
     labels: int = LABELS
 
     def complaints(self, says: Says) -> Iterator[str]:
-        """Two shares that exceed the whole."""
-        if self.records + self.label_documents > 1:
-            names = f"{says('records')} and {says('label_documents')}"
-            got = f"{self.records} and {self.label_documents}"
+        """Shares that exceed the whole."""
+        if self.records + self.label_documents + self.sequence_documents > 1 + 1e-9:
+            names = f"{says('records')}, {says('label_documents')} and {says('sequence_documents')}"
+            got = f"{self.records}, {self.label_documents} and {self.sequence_documents}"
             yield f"{names} are shares and must not exceed 1 together, got {got}"
 
 

@@ -18,11 +18,14 @@ unless a label is split in the *question*, which is refused as well: nothing is 
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from replicate.rl.prompts import Prompts, added_tokens, exact_match
+from replicate.rl.prompts import Prompts, Reward, added_tokens, exact_match
 from replicate.settings.task import FILLER, LABEL, Task
 
 _DEFAULTS = Task()
@@ -68,28 +71,26 @@ def label_copying(
     a filler word that is one token, prompts that differ in length.
     """
     names = label_words.split()
-    if not 2 <= labels <= len(names):
-        raise ValueError(f"labels: expected 2 to {len(names)}, got {labels}")
-    if prompts < 1 or filler < 0:
-        raise ValueError(f"prompts, filler: expected at least 1 and 0, got {prompts} and {filler}")
-    known = _fillers(tokenizer, template, names) if filler else WORDS
+    require_sizes(prompts, labels=labels, filler=filler, names=names)
+    known = fillers(tokenizer, template, names) if filler else WORDS
     chosen = rng.permutation(np.arange(prompts) % labels)
     words = rng.integers(len(known), size=(prompts, filler))
     text = tuple(
         prompt_text(names[y], [known[w] for w in row], template) for y, row in zip(chosen, words, strict=True)
     )
-    label_ids = torch.tensor([_answer_id(tokenizer, text[0], name, template) for name in names[:labels]])
-    rows = [tokenizer.encode(line, add_special_tokens=False) for line in text]
-    if len(lengths := {len(row) for row in rows}) > 1:
-        raise ValueError(
-            f"tokenizer: expected prompts of one length in tokens, got lengths {sorted(lengths)}; choose LABEL_WORDS "
-            f"that are one token where TEMPLATE asks for them, and set {FILLER} between blanks"
-        )
-    return Prompts(text, torch.tensor(rows), label_ids[torch.from_numpy(chosen)], label_ids, len(tokenizer))
+    label_ids = torch.tensor(answer_ids(tokenizer, text[0], names[:labels], blank=blank_of(template)))
+    tokens = in_tokens(tokenizer, text)
+    return Prompts(text, tokens, label_ids[torch.from_numpy(chosen)], label_ids, len(tokenizer))
 
 
-HORIZON = 1
-reward = exact_match
+def horizon(settings: Task) -> int:
+    """One token, whatever the settings."""
+    return 1
+
+
+def reward(settings: Task) -> Reward:
+    """Right or wrong, whatever the settings."""
+    return exact_match
 
 
 def draw(tokenizer, count: int, *, settings: Task, rng: np.random.Generator) -> Prompts:
@@ -98,8 +99,30 @@ def draw(tokenizer, count: int, *, settings: Task, rng: np.random.Generator) -> 
     return label_copying(tokenizer, count, rng=rng, **how)
 
 
-def _fillers(tokenizer, template: str, labels: list[str]) -> tuple[str, ...]:
-    """The words, labels apart, that are one known token, each, where the filler stands in the template."""
+def require_sizes(prompts: int, *, labels: int, filler: int, names: Sequence[str]) -> None:
+    """``ValueError`` for too few prompts or filler words, and for more labels than there are ``names``."""
+    if not 2 <= labels <= len(names):
+        raise ValueError(f"labels: expected 2 to {len(names)}, got {labels}")
+    if prompts < 1 or filler < 0:
+        raise ValueError(f"prompts, filler: expected at least 1 and 0, got {prompts} and {filler}")
+
+
+def in_tokens(tokenizer, text: Sequence[str]) -> Int[Tensor, "prompts length"]:
+    """The prompts' tokens; ``ValueError`` if the prompts are not of one length, with the remedy."""
+    rows = [tokenizer.encode(line, add_special_tokens=False) for line in text]
+    if len(lengths := {len(row) for row in rows}) > 1:
+        raise ValueError(
+            f"tokenizer: expected prompts of one length in tokens, got lengths {sorted(lengths)}; choose LABEL_WORDS "
+            f"that are one token where TEMPLATE asks for them, and set {FILLER} between blanks"
+        )
+    return torch.tensor(rows)
+
+
+def fillers(tokenizer, template: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """The words, labels apart, that are one known token, each, where the filler stands in the template.
+
+    ``ValueError`` with the remedy if hardly any is.
+    """
     before = template.partition(FILLER)[0].replace(LABEL, labels[0])
     first = " " if before.endswith(" ") else ""  # all other filler words stand behind a blank
     before, unknown = before.removesuffix(" "), getattr(tokenizer, "unk_token_id", None)
@@ -117,15 +140,27 @@ def _fillers(tokenizer, template: str, labels: list[str]) -> tuple[str, ...]:
     return known
 
 
-def _answer_id(tokenizer, prompt: str, label: str, template: str) -> int:
-    """The one token that says ``label`` behind ``prompt``; else ``ValueError`` with the pieces and the remedy."""
-    blank = " " if template.endswith(f" {LABEL}") else ""
+def blank_of(template: str) -> str:
+    """The blank that a template has before its answer, which is the answer's, or nothing."""
+    return " " if template.endswith(f" {LABEL}") else ""
+
+
+def answer_ids(tokenizer, prompt: str, labels: Sequence[str], *, blank: str, remedy: str = "") -> list[int]:
+    """The one token, each, that says a label behind ``prompt`` and ``blank``.
+
+    Where one is none, or several: ``ValueError`` with its pieces and the ``remedy`` (by default, what helps with a
+    label behind a whole prompt).
+    """
+    return [_answer_id(tokenizer, prompt, label, blank, remedy) for label in labels]
+
+
+def _answer_id(tokenizer, prompt: str, label: str, blank: str, remedy: str) -> int:
     more = added_tokens(tokenizer, prompt, f"{prompt}{blank}{label}")
     if more is None or len(more) != 1:
         pieces = more if more is not None else tokenizer.encode(f"{blank}{label}", add_special_tokens=False)
         raise ValueError(
             f"tokenizer: expected label {label!r} to be exactly one more token after the prompt, got "
-            f"{[tokenizer.decode([i]) for i in pieces]}; {_remedy(tokenizer, prompt, label, blank)}"
+            f"{[tokenizer.decode([i]) for i in pieces]}; {remedy or _remedy(tokenizer, prompt, label, blank)}"
         )
     if more[0] == getattr(tokenizer, "unk_token_id", None):
         raise ValueError(f"tokenizer: label {label!r} is not in its vocabulary; choose other LABEL_WORDS")
