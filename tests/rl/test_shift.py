@@ -79,7 +79,8 @@ def test_rewards_are_graded_and_lanes_keep_to_themselves():
         config, StackedPolicy(model(), 1), Asked(question.tokens[1:], question.labels[1:], VOCAB, 1, exact_match), (1,)
     )  # fmt: skip
     assert torch.allclose(both.rewards[1], alone.rewards[0], atol=1e-12)
-    assert both.rewards.min() > 0 and both.rewards.max() < 1
+    assert both.rewards.min() > 0
+    assert both.rewards.max() < 1
 
 
 @pytest.mark.parametrize(("horizon", "credit"), [(2, "outcome"), (1, "gae")])

@@ -79,7 +79,7 @@ def test_a_study_file_with_wrong_cells_is_refused(tmp_path, changes, said):
 
 def test_a_cell_with_an_unknown_setting_is_refused_by_name(tmp_path):
     loaded = study.load(small(tmp_path, CELLS=[{"NAME": "odd", "LERNING_RATE": 1.0}]))
-    with pytest.raises(ValueError, match="cell odd: .*LERNING_RATE"):
+    with pytest.raises(ValueError, match=r"cell odd: .*LERNING_RATE"):
         cells.of(loaded)[0].apply(loaded.entries[0].params, where="x")
 
 

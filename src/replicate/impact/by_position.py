@@ -1,14 +1,14 @@
-r"""Costates of longer answers at the prompt's embeddings, by the token that is scored and by position; signal and noise.
+r"""Costates of longer answers at the prompt's embeddings, by scored token and by position: signal and noise.
 
-A prompt's embeddings e_j (j a position of the prompt) are a continuous state that every token of the answer reads, so by
-A4 the costate of one sampled completion,
+A prompt's embeddings e_j (j a position of the prompt) are a continuous state that every token of the answer reads, so
+by A4 the costate of one sampled completion,
 
     lambda^ = sum_t lambda^_t,    lambda^_t = A_t dlog pi(o_t | q, o_<t) / de,
 
 is an unbiased value gradient when the advantages A_t are (leave-one-out, or nothing taken off), with outcome and with
-per-token rewards. Its signal is |E lambda^|^2 given the prompt, its noise the rest of E|lambda^|^2. Both are taken block
-by block: of all terms together, of the term of each token t, and at each position j. The ratio of the two does not
-change when a block is rescaled.
+per-token rewards. Its signal is |E lambda^|^2 given the prompt, its noise the rest of E|lambda^|^2. Both are taken
+block by block: of all terms together, of the term of each token t, and at each position j. The ratio of the two does
+not change when a block is rescaled.
 """
 
 from collections.abc import Iterator

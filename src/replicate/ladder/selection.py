@@ -5,27 +5,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from replicate.files import write_text
 from replicate.ladder.checkpoints import Ladder, open_folder
-from replicate.rl.prompts import Prompts, evaluate
+from replicate.rl.policies import SinglePolicy
+from replicate.rl.prompts import Prompts
+from replicate.rl.rollout import log_probs_of
 
 
 def at_quantiles(ladder: Ladder, folder: Path, prompts: Prompts, *, count: int) -> Ladder:
     """The ladder of ``count`` rungs of ``ladder`` at evenly spaced quantiles of their J_0 on ``prompts``.
 
-    ``folder`` has links to the rungs. What is there already is opened. Raises ``ValueError`` for fewer rungs than
-    ``count``.
+    J_0 is the mean probability of a right token, along the right answer where that is longer than one. ``folder`` has
+    links to the rungs. What is there already is opened. Raises ``ValueError`` for fewer rungs than ``count``.
     """
-    done = folder / "LADDER"
-    if not done.is_file():
-        rewards = [evaluate(rung.model(), prompts).correct.mean().item() for rung in ladder]
-        folder.mkdir(parents=True, exist_ok=True)
-        for index in spread(rewards, count):
-            link = folder / ladder.checkpoints[index].name
-            if not link.exists():
-                link.symlink_to(os.path.relpath(ladder.checkpoints[index].where, folder))
-        write_text(done, f"{ladder.kind}, {count} rungs at quantiles of J_0\n")
+    if not (folder / "LADDER").is_file():
+        rewards = [_reward(rung.model(), prompts) for rung in ladder]
+        some(ladder, folder, spread(rewards, count), said=f"{count} rungs at quantiles of J_0")
+    return open_folder(folder)
+
+
+def some(ladder: Ladder, folder: Path, indices: Sequence[int], *, said: str = "some rungs") -> Ladder:
+    """The ladder of the rungs at ``indices``, as a folder of links; ``ValueError`` for one that is not there."""
+    if out := [i for i in indices if not 0 <= i < len(ladder)]:
+        raise ValueError(f"indices: expected rungs from 0 to {len(ladder) - 1}, got {out[0]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in indices:
+        link = folder / ladder.checkpoints[index].name
+        if not link.exists():
+            link.symlink_to(os.path.relpath(ladder.checkpoints[index].where.resolve(), folder.resolve()))
+    write_text(folder / "LADDER", f"{ladder.kind}, {said}\n")
     return open_folder(folder)
 
 
@@ -35,3 +45,10 @@ def spread(rewards: Sequence[float], count: int) -> list[int]:
         raise ValueError(f"count: expected 2 to {len(rewards)} rungs, got {count}")
     order = np.argsort(rewards, kind="stable")
     return sorted(int(i) for i in order[np.linspace(0, len(rewards) - 1, count).round().astype(int)])
+
+
+@torch.no_grad()
+def _reward(model, prompts: Prompts) -> float:
+    labels = prompts.labels.view(1, len(prompts), 1, -1)
+    found = log_probs_of(SinglePolicy(model), prompts.tokens[None], labels, vocab=prompts.vocab)
+    return found.exp().mean().item()

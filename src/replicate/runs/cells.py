@@ -8,7 +8,8 @@ of those that its generator names by their letters, A for the first. ``RATE`` am
 learning rate, whichever it is. ``RUNGS_OF_EACH`` rungs of each ladder are taken, at quantiles of J_0 (all if it is left
 out).
 
-A cell called ``base`` is also measured; in all others RL alone is run.
+In every cell RL is run. ``ALSO`` names experiments that are run beside it (in a cell called ``base``, if it says
+nothing: the measurements), ``ONLY`` which of the chosen rungs the cell runs on, from 0 in the order of steps.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from replicate.checks import one_of
 from replicate.ladder import selection
 from replicate.runs import jobs, paths
 from replicate.runs.params import ScaleParameters, located
@@ -26,6 +28,8 @@ from replicate.runs.study import Entry, Study
 
 BASE = "base"
 _RATE = "RATE"
+_SAID = ("NAME", "FACTOR", "LEVEL", "ALSO", "ONLY", _RATE)
+_MEASURED = ("measure", "forecast")
 _LETTERS = "ABCDEFGHJKLMNOP"  # I is the identity
 
 
@@ -39,6 +43,8 @@ class Cell:
     level: str = ""
     rate: float = 1.0
     changes: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    only: tuple[int, ...] = ()
 
     def apply(self, params: ScaleParameters, *, where: str) -> ScaleParameters:
         """``params`` with this cell's changes, in a run folder of its own; ``ValueError`` names the key at fault."""
@@ -62,9 +68,18 @@ def of(study: Study) -> list[Cell]:
 def _listed(path: Path, item: Any) -> Cell:
     if not isinstance(item, Mapping) or not isinstance(item.get("NAME"), str):
         raise ValueError(located(str(path), f"CELLS: expected mappings with a NAME, got {shown(item)}"))
-    changes = {k: v for k, v in item.items() if k not in ("NAME", "FACTOR", "LEVEL", _RATE)}
+    changes = {k: v for k, v in item.items() if k not in _SAID}
+    also, only = item.get("ALSO", _MEASURED if item["NAME"] == BASE else []), item.get("ONLY", [])
+    for experiment in also:
+        one_of(f"{path}: cell {item['NAME']}: ALSO", experiment, tuple(jobs.MODULES))
     said = {"factor": str(item.get("FACTOR", "")), "level": str(item.get("LEVEL", ""))}
-    return Cell(item["NAME"], "one-factor", **said, rate=float(item.get(_RATE, 1.0)), changes=changes)
+    parts = {
+        "rate": float(item.get(_RATE, 1.0)),
+        "changes": changes,
+        "also": tuple(also),
+        "only": tuple(only),
+    }
+    return Cell(item["NAME"], "one-factor", **said, **parts)
 
 
 def _fraction(path: Path, factors: Sequence[Any], generators: Mapping[str, str]) -> Iterator[Cell]:
@@ -101,10 +116,18 @@ def entries(study: Study, parents: Sequence[Entry]) -> list[Entry]:
     for parent in parents:
         params = _chosen(study, parent)
         for cell in of(study):
-            experiments = jobs.EXPERIMENTS if cell.name == BASE else ("rl",)
             own = cell.apply(params, where=f"{study.path}, ladder {parent.name}")
-            found.append(Entry(f"{parent.name}, {cell.name}", parent.role, own, experiments))
+            if cell.only:
+                own = own.model_copy(update={"LADDER": _some(own, cell.only)})
+            found.append(Entry(f"{parent.name}, {cell.name}", parent.role, own, (*cell.also, "rl")))
     return found
+
+
+def _some(params: ScaleParameters, only: Sequence[int]) -> str:
+    """The folder of some of a ladder's rungs."""
+    folder = f"{params.LADDER}-at-{'-'.join(map(str, only))}"
+    selection.some(jobs.ladder(params), paths.resolve(Path(folder)), only)
+    return folder
 
 
 def _chosen(study: Study, parent: Entry) -> ScaleParameters:

@@ -2,7 +2,8 @@
 
 ``cells.parquet`` has a row a cell with all settings of RL, ``gains.parquet`` a row per ladder, cell, rung, seed and
 budget, ``alarms.parquet`` a row per alarm that went off in a run; ``checkpoints``, ``components`` and ``forecast`` are
-those of the cell ``base``, where it was measured, and ``study.json`` says where all come from.
+those of the cell ``base``, where it was measured; ``longer`` and ``costates`` are what was measured of longer answers,
+cell by cell; and ``study.json`` says where all come from.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
 
     Numbers are rounded to float32.
     """
-    gains, alarms, said = [], [], {}
+    gains, alarms, longer, costates, said = [], [], [], [], {}
     measured: dict[str, list[pd.DataFrame]] = {name: [] for name in ("checkpoints", "components", "forecast")}
     for entry in entries:
         name, _, cell = entry.name.partition(", ")
@@ -40,6 +41,13 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
         gains += [{**where, **row} for record in found for row in _gains(record)]
         alarms += [{**where, **row} for record in found for row in _alarms(record)]
         said[entry.name] = _described(found)
+        if "longer" in entry.experiments:
+            for record in _records(entry, ladder, "longer"):
+                longer.append({**where, **_longer(record)})
+                costates += [
+                    {**where, "step": record["checkpoint"]["step"], **row}
+                    for row in record["result"]["costates"]
+                ]
         if "measure" in entry.experiments:
             loaded = tables.load(entry.params, ladder)
             for table, parts in measured.items():
@@ -50,6 +58,8 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
     whole["alarms"] = pd.DataFrame(
         alarms, columns=["ladder", "cell", "step", "seed", "alarm", "updates", "first"]
     )
+    more = {"longer": longer, "costates": costates}
+    whole |= {name: pd.DataFrame(rows) for name, rows in more.items() if rows}
     whole |= {name: pd.concat(parts, ignore_index=True) for name, parts in measured.items() if parts}
     for name, table in whole.items():
         floats = table.select_dtypes("float64").columns
@@ -67,11 +77,11 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
     write_text(folder / "study.json", json.dumps(about, indent=1) + "\n")
 
 
-def _records(entry: Entry, ladder: Ladder) -> list[dict[str, Any]]:
-    found = records(entry.params, "rl", ladder)
-    wanted = len(ladder) * len(jobs.seeds(entry.params, "rl"))
+def _records(entry: Entry, ladder: Ladder, experiment: jobs.Experiment = "rl") -> list[dict[str, Any]]:
+    found = records(entry.params, experiment, ladder)
+    wanted = len(ladder) * len(jobs.seeds(entry.params, experiment))
     if len(found) < wanted:
-        missing = f"{wanted - len(found)} of {wanted} jobs of rl are missing"
+        missing = f"{wanted - len(found)} of {wanted} jobs of {experiment} are missing"
         raise ValueError(f"{entry.name}: {missing}; run the study first")
     return found
 
@@ -89,6 +99,14 @@ def _gains(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "gain": gain,
             **more,
         }
+
+
+def _longer(record: Mapping[str, Any]) -> dict[str, float]:
+    """What was measured of longer answers in one row; the columns of a dictionary have its name in front."""
+    result = record["result"]
+    nested = {f"{part}_{k}": v for part in ("first", "whole") for k, v in result[part].items()}
+    plain = {name: result[name] for name in ("reward", "each_right", "sampled")}
+    return {"step": record["checkpoint"]["step"], **plain, **nested}
 
 
 def _alarms(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

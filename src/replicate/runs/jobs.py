@@ -19,17 +19,23 @@ from replicate.ladder.sources import Request
 from replicate.ladder.stream import Stream
 from replicate.rl import methods, tasks
 from replicate.rl.prompts import Prompts
-from replicate.runs import forecast, measurement, paths, prompts, provenance, response
+from replicate.runs import forecast, longer, measurement, paths, prompts, provenance, response
 from replicate.runs.params import ScaleParameters
 from replicate.settings.hub import Hub
 from replicate.settings.run import Run
 from replicate.settings.task import Task
 from replicate.settings.tiny_ladder import TinyLadder
 
-Experiment = Literal["measure", "rl", "forecast"]
+Experiment = Literal["measure", "rl", "forecast", "longer"]
 
-MODULES: dict[Experiment, ModuleType] = {"measure": measurement, "rl": response, "forecast": forecast}
-EXPERIMENTS: tuple[Experiment, ...] = tuple(MODULES)
+MODULES: dict[Experiment, ModuleType] = {
+    "measure": measurement,
+    "rl": response,
+    "forecast": forecast,
+    "longer": longer,
+}
+EXPERIMENTS: tuple[Experiment, ...] = ("measure", "rl", "forecast")
+"""What a sweep runs unless it is told otherwise; "longer" is asked for by the study of longer answers."""
 
 
 def request(params: ScaleParameters, *, progress: bool = False) -> Request:

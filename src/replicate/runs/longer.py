@@ -59,7 +59,9 @@ def _measure(settings: Settings, checkpoint: Checkpoint, seed: int) -> dict[str,
     policy = SinglePolicy(model)
     with torch.no_grad():
         tokens = sample(policy, asked.tokens[None], uniforms, vocab=asked.vocab).tokens[0]
-        right = log_probs_of(policy, asked.tokens[None], labels[None, :, None], vocab=asked.vocab)[0, :, 0].exp()
+        right = log_probs_of(policy, asked.tokens[None], labels[None, :, None], vocab=asked.vocab)[
+            0, :, 0
+        ].exp()
     rewards = _by_token(task.reward(settings.task)(tokens, asked.labels), horizon)
     answer = answer_pass(model, asked.tokens)
     first = by_prompt.of_answers(answer, labels[:, :1], vocab=asked.vocab, group=group)
@@ -123,7 +125,9 @@ def credits(
 
 
 def exact_values(
-    tokens: Int[Tensor, "prompts group T"], labels: Int[Tensor, "prompts T"], right: Float[Tensor, "prompts T"]
+    tokens: Int[Tensor, "prompts group T"],
+    labels: Int[Tensor, "prompts T"],
+    right: Float[Tensor, "prompts T"],
 ) -> Float[Tensor, "prompts group values"]:
     """V(q, o_<t) for t = 1..T and behind the last token, where 1 is paid if all T are right."""
     alive = (tokens == labels[:, None]).to(right.dtype).cumprod(-1)

@@ -202,9 +202,9 @@ def sweep_all(
     preflight.require_engine(engine)
     folders = sorted({store_of(plan.params).folder for plan in plans})
     for folder in folders:  # rather than find out when the first job is done
-        for inner in (folder.parent, folder, *(folder / name for name in (_CLAIMS, *EXPERIMENTS))):
+        for inner in (folder.parent, folder, *(folder / name for name in (_CLAIMS, *jobs.MODULES))):
             require_writable(inner)
-        for experiment in EXPERIMENTS:
+        for experiment in jobs.MODULES:
             clear_parts(folder / experiment)
     how = {"workers": workers, "progress": progress, "address": address, "gpus_per_job": gpus_per_job}
     with closing(Pipeline(plans)) as pipeline, closing(_ENGINES[engine](pipeline, **how)) as answers:
