@@ -69,6 +69,8 @@ def test_the_studys_own_file_has_eight_ladders_to_look_at_and_four_locked_ones()
     # registered: what has come since must, at its default, be what there was before.
     since = {Hub.flat_name(name) for name in Hub.model_fields}
     since |= {"LABEL_WORDS", "TEMPLATE", "TINY_DEVICE", "TINY_DTYPE", "COMPILE", "RUNGS", "MAX_MEMORY_GB"}
+    since |= {"ANSWER_TOKENS", "ANSWER_REWARD", "TINY_SEQUENCE_DOCUMENTS"}
+    since |= {"METHOD", "OPTIMIZER", "REWARD_SCALE", "CREDIT", "GAE_WEIGHT", "CRITIC_RATE"}
     for ladder in values["LADDERS"]:
         assert common | ladder.keys() - {"NAME", "ROLE"} == set(ScaleParameters.model_fields) - since
 
