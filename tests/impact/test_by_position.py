@@ -8,10 +8,17 @@ from replicate.impact.by_position import prompt_costates, rows_of, signal_and_no
 from replicate.lm.enumeration import all_completions
 from replicate.models.fresh import tiny_olmo2
 from replicate.models.logits import log_policy
+from replicate.models.precision import full_precision
 from replicate.rl.prompts import all_right, each_right
 from replicate.runs.longer import credits, exact_values
 
 VOCAB, T = 4, 3
+
+
+@pytest.fixture(autouse=True)
+def _full_precision():
+    with full_precision():
+        yield
 
 
 @pytest.fixture(scope="module")
