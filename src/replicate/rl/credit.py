@@ -45,6 +45,6 @@ def compared(returns: PerToken, config: GRPO) -> PerToken:
     return found.view_as(returns.transpose(2, 3)).transpose(2, 3)
 
 
-def to_go(rewards: PerToken) -> PerToken:
+def to_go(rewards: Float[Tensor, "... T"]) -> Float[Tensor, "... T"]:
     """G_t = sum of r_k from k = t on."""
     return rewards.flip(-1).cumsum(-1).flip(-1)
