@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from replicate.ladder import corpus
 from replicate.models.fresh import tiny_olmo2
+from replicate.rl.credit import gae, whitened
 from replicate.rl.grpo import group_advantages, surrogate_loss
 
 datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
@@ -324,6 +325,28 @@ def test_leave_one_out_advantages_in_the_token_level_loss(folder, tmp_path):
     assert min(_clipped(played)) >= 2
     assert played.agree(baseline="leave_one_out", scale="none")
     assert played.errors(baseline="mean", scale="none")[1] > DIFFERENT
+
+
+def test_advantages_of_every_token_in_the_token_level_loss(folder, tmp_path):
+    """A critic's advantages put into GRPOTrainer's loss, which takes [completions, tokens], ragged and off policy.
+
+    TRL has no GAE here, so the advantages are ours on both sides. Those of a completion's first token, given to all of
+    its tokens, are another gradient.
+    """
+    rng = torch.Generator().manual_seed(5)
+    rewards, values = (torch.randn(1, 3, 4, 6, generator=rng, dtype=torch.float64) for _ in range(2))
+    advantages = whitened(gae(rewards, values, 0.95).flatten(1, 2))[0]
+    grpo = _trainer("grpo", OBJECTIVE_1, folder, tmp_path)
+    score = grpo._generate_and_score_completions
+    grpo._generate_and_score_completions = lambda rows: score(rows) | {"advantages": advantages}
+    played = _play(grpo, LENGTHS, 0.02)
+    args = (played.logp, played.old, played.ref)
+    loss = surrogate_loss(*args, advantages, played.mask, clip=0.2, kl_coef=KL_COEF)
+    assert abs(loss.item() - played.loss) / advantages.abs().mean() < LOSS
+    whole = surrogate_loss(*args, advantages[:, 0], played.mask, clip=0.2, kl_coef=KL_COEF)
+    errors = [(flat_gradient(found, played.model) - played.gradient).norm() for found in (loss, whole)]
+    assert errors[0] < GRADIENT * played.gradient.norm()
+    assert errors[1] > DIFFERENT * played.gradient.norm()
 
 
 def test_rloo_trainer_with_one_token(play):

@@ -45,14 +45,25 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What the critic learns from a batch: completions ``tokens`` of ``prompts``, the ``values`` that it gave to their
+    tokens (with the graph of that pass), and the ``targets`` that they should have been."""
+
+    prompts: Int[Tensor, "lanes prompts length"]
+    tokens: Int[Tensor, "lanes prompts group T"]
+    values: Float[Tensor, "lanes prompts group T"]
+    targets: Float[Tensor, "lanes prompts group T"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """The samples of one update: ``prompts`` x ``group`` completions a lane, and what a method's loss needs of them.
 
     ``rewards`` are those of whole completions, unscaled. ``signal`` is what the loss is a function of, with the graph
     of the pass that sampled: log-probabilities of the actions, or, for a method that differentiates the reward itself,
     that. ``old`` is the same without a graph, None where there is no ratio; ``ref`` the reference's (None where its KL
-    weighs nothing). ``advantages`` are those of every token. ``actions`` is the method's own: what it needs to find
-    ``signal`` again under other weights.
+    weighs nothing). ``advantages`` are those of every token, ``lesson`` is what a critic learns from them. ``actions``
+    is the method's own: what it needs to find ``signal`` again under other weights.
     """
 
     asked: Asked
@@ -63,3 +74,4 @@ class Batch:
     advantages: Completions | None = None
     old: Completions | None = None
     ref: Completions | None = None
+    lesson: Lesson | None = None

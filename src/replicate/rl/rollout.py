@@ -94,7 +94,25 @@ def distributions_of(
     first = _first(policy, prompts, cache, vocab).expand(-1, -1, group, -1)[:, :, :, None]
     if horizon == 1:
         return first
-    rest, _ = _behind(policy, tokens, cache, prompts.shape[2], vocab)
+    rest, _ = _behind(policy, tokens, cache, prompts.shape[2])
+    return torch.cat([first, _by_completion(log_policy(rest, vocab=vocab), tokens.shape[1])], dim=3)
+
+
+def outputs_of(
+    policy: Policy,
+    prompts: Int[Tensor, "lanes prompts length"],
+    tokens: Int[Tensor, "lanes prompts group T"],
+) -> Float[Tensor, "lanes prompts group T rows"]:
+    """What the head makes of (q, o_<t) before every token of given completions, all its rows as they are.
+
+    One pass over the prompts and one over the completions. Before the first token the group shares one entry.
+    """
+    group, horizon = tokens.shape[2:]
+    cache: Cache | None = [] if horizon > 1 else None
+    first = policy.logits(prompts, keep=1, cache=cache)[:, :, None].expand(-1, -1, group, -1, -1)
+    if horizon == 1:
+        return first
+    rest, _ = _behind(policy, tokens, cache, prompts.shape[2])
     return torch.cat([first, _by_completion(rest, tokens.shape[1])], dim=3)
 
 
@@ -128,22 +146,22 @@ def _scored(
     policy: Policy, tokens: Int[Tensor, "lanes prompts group T"], cache: Cache, length: int, vocab: int
 ) -> Float[Tensor, "lanes prompts group T-1"]:
     """log pi of all tokens but the first, in one pass behind the prompts that ``cache`` holds."""
-    log_probs, rows = _behind(policy, tokens, cache, length, vocab)
-    logp = log_probs.gather(-1, rows[:, :, 1:, :, None])
+    logits, rows = _behind(policy, tokens, cache, length)
+    logp = log_policy(logits, vocab=vocab).gather(-1, rows[:, :, 1:, :, None])
     return _by_completion(logp, tokens.shape[1])[..., 0]
 
 
 def _behind(
-    policy: Policy, tokens: Int[Tensor, "lanes prompts group T"], cache: Cache, length: int, vocab: int
-) -> tuple[Float[Tensor, "lanes rows more members vocab"], Int[Tensor, "lanes rows T members"]]:
-    """The distributions of all tokens but the first, completions side by side in rows, and the tokens in that order."""
+    policy: Policy, tokens: Int[Tensor, "lanes prompts group T"], cache: Cache, length: int
+) -> tuple[Float[Tensor, "lanes rows more members some"], Int[Tensor, "lanes rows T members"]]:
+    """The logits of all tokens but the first, completions side by side in rows, and the tokens in that order."""
     group, more = tokens.shape[2], tokens.shape[3] - 1
     members = _members(group, more)
     rows = tokens.unflatten(2, (-1, members)).flatten(1, 2).transpose(2, 3)  # [lanes, rows, T, members]
     behind = side_by_side(length, members, more, device=tokens.device)
     given, copies = rows[:, :, :-1].flatten(2), repeat_cache(cache, group // members)
     logits = policy.logits(given, keep=given.shape[2], cache=copies, behind=behind)
-    return log_policy(logits, vocab=vocab).unflatten(2, (more, members)), rows
+    return logits.unflatten(2, (more, members)), rows
 
 
 def _by_completion(

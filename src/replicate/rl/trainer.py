@@ -16,6 +16,7 @@ from torch import Tensor
 from replicate import streams
 from replicate.rl import alarms, methods
 from replicate.rl.batch import Actor, Asked, Batch, Completions
+from replicate.rl.critic import Critic
 from replicate.rl.grpo import k3
 from replicate.rl.judge import Curve, Judge
 from replicate.rl.policies import Policy
@@ -52,7 +53,7 @@ def train(
     if set(pool.text) & set(held_out.text):
         raise ValueError("held_out: expected prompts that are not in the pool, got some that are")
     draws = [streams.generator(seed, stream, "grpo", device=pool.tokens.device) for seed in seeds]
-    actor = Actor(policy, reference)
+    actor = Actor(policy, reference, Critic(policy, config) if config.credit == "gae" else None)
     optimizer = optimizer_of(policy.parameters(), config)
     curves, judge = [Curve(seed) for seed in seeds], Judge(policy, held_out, horizon=horizon, reward=reward)
     judge.note(curves, 0)
@@ -88,6 +89,10 @@ def _update(actor: Actor, optimizer, asked: Asked, config: GRPO, draws) -> list[
     """``config.iterations`` optimiser steps on one batch; metrics per lane, of the last of them."""
     method = methods.get(config.method)
     batch = method.draw(actor, asked, config, draws)
+    if batch.advantages is None and config.credit != "outcome":
+        raise ValueError(
+            f"credit: method {config.method} has no advantages, expected 'outcome', got {config.credit!r}"
+        )
     signal = batch.signal
     for iteration in range(config.iterations):
         if iteration > 0:
@@ -97,10 +102,12 @@ def _update(actor: Actor, optimizer, asked: Asked, config: GRPO, draws) -> list[
         loss.sum().backward()
         norms = actor.policy.clip_gradients(config.max_grad_norm or None)
         optimizer.step()
-    return _metrics(batch, config, signal.detach(), loss.detach(), norms)
+    # The advantages were made before, so the critic's step changes nothing in this update.
+    learnt = {} if batch.lesson is None else actor.critic.fit(batch.lesson)
+    return _metrics(batch, config, signal.detach(), loss.detach(), norms, learnt)
 
 
-def _metrics(batch: Batch, config: GRPO, signal: Completions, loss, norms) -> list[dict[str, float]]:
+def _metrics(batch: Batch, config: GRPO, signal: Completions, loss, norms, learnt) -> list[dict[str, float]]:
     """What is kept of an update, per lane. ``null_groups``: the share of groups whose equal rewards teach nothing."""
     columns = {
         "reward": batch.rewards.mean(1),
@@ -119,6 +126,7 @@ def _metrics(batch: Batch, config: GRPO, signal: Completions, loss, norms) -> li
         mask = torch.ones_like(signal, dtype=torch.bool)
         kl = k3(signal.flatten(0, 1), batch.ref.flatten(0, 1), mask.flatten(0, 1))
         columns["kl"] = kl.view(len(signal), -1).mean(1)
+    columns |= learnt
     table = torch.stack([column.double() for column in columns.values()]).T.tolist()
     return [dict(zip(columns, row, strict=True)) for row in table]
 

@@ -45,7 +45,7 @@ def draw(actor: Actor, asked: Asked, config: GRPO, generators: Sequence[torch.Ge
         entropy(log_policy(logits.detach(), vocab=asked.vocab)),
         logp,
         actions,
-        credit.advantages(actor, asked, None, rewards, config),
+        credit.assign(actor, asked, None, rewards, config).advantages,
         logp.detach(),
         ref,
     )

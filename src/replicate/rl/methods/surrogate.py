@@ -24,15 +24,17 @@ def draw(actor: Actor, asked: Asked, config: GRPO, generators: Sequence[torch.Ge
         with torch.no_grad():
             ref = log_probs_of(actor.reference, asked.tokens, rollout.tokens, vocab=asked.vocab).flatten(1, 2)
     logp = rollout.logp.flatten(1, 2)
+    given = credit.assign(actor, asked, rollout.tokens, rewards, config)
     return Batch(
         asked,
         rewards.sum(-1).flatten(1),
         rollout.entropy,
         logp,
         rollout.tokens,
-        credit.advantages(actor, asked, rollout.tokens, rewards, config),
+        given.advantages,
         logp.detach(),
         ref,
+        given.lesson,
     )
 
 
