@@ -73,16 +73,15 @@ def by_label(tokens, labels):
 PROVOKED = {
     RIGHT: (
         {"reward": lambda tokens, labels: torch.ones(tokens.shape[:2])},
-        lambda row, before: row["null_groups"] > 0.5 and row["reward"] > 0.75,
+        lambda row, before: row["null_groups"] > 0.5,
     ),
     WRONG: (
         {"reward": lambda tokens, labels: torch.zeros(tokens.shape[:2])},
-        lambda row, before: row["null_groups"] > 0.5 and row["reward"] < 0.25,
+        lambda row, before: row["null_groups"] > 0.5,
     ),
     SETTLED: (
         {"reward": by_label, "prompts": 16},
-        # Without any spread the mean reward is the share of the groups that are right.
-        lambda row, before: row["null_groups"] == 1 and 1 / 3 < row["reward"] < 2 / 3,
+        lambda row, before: row["null_groups"] > 0.5,
     ),
     "null update": (
         {"prompts": 2, "group_size": 64},
@@ -231,19 +230,37 @@ def test_which_share_of_the_groups_without_spread_is_right():
     for right, wrong, mixed in itertools.product(range(4), range(4), range(1, 4)):
         groups = np.repeat([[1, 1], [0, 0], [0, 1]], [right, wrong, mixed], axis=0)
         equal = groups.min(1) == groups.max(1)
-        found = alarms.right_share({"reward": groups.mean(), "null_groups": equal.mean()})
+        found = alarms.right_share([{"reward": groups.mean(), "null_groups": equal.mean()}])
         if not equal.any():
             assert found is None
         else:
             assert found == pytest.approx(groups[equal].mean())
-    assert alarms.right_share({"reward": -1.0, "null_groups": 1.0}) is None
+    assert alarms.right_share([{"reward": -1.0, "null_groups": 1.0}]) is None
 
 
-@pytest.mark.parametrize(("size", "said"), [(0.1, "about 7 would do"), (0.0, "no size is known to do")])
-def test_the_group_size_that_is_named_finds_something_right_in_every_second_group(size, said):
-    (found, *_) = alarms.rung([row(null_groups=0.9, reward=size)], GRPO())
+def test_a_run_has_one_name_for_its_groups_whatever_chance_makes_of_single_updates():
+    """Policies that answer each prompt in one way: what counts is what is right over all updates together."""
+    for rewards, name in (((0.1, 0.9, 0.5), SETTLED), ((0.1, 0.5, 0.0), WRONG), ((0.9, 0.5, 1.0), RIGHT)):
+        (found,) = alarms.rung([row(null_groups=0.99, reward=r) for r in rewards], GRPO())
+        assert (found["alarm"], found["updates"]) == (name, 3)
+    (found,) = alarms.rung([row(null_groups=0.99, reward=-2.0)], GRPO())
+    assert found["alarm"] == SETTLED
+
+
+@pytest.mark.parametrize(
+    ("reward", "size", "said"),
+    [
+        (0.1, 6, "groups of 6 (about 7 would do)"),
+        (0.1, 7, "most prompts are hopeless; ask"),
+        (0.0, 8, "groups of 8, ask"),
+    ],
+)
+def test_a_group_size_is_named_if_it_would_help(reward, size, said):
+    """Seven answers hold a right one as often as not where one in ten is right, six do not."""
+    (found,) = alarms.rung([row(null_groups=0.9, reward=reward)], GRPO(group_size=size))
+    assert found["alarm"] == WRONG
     assert said in found["said"]
-    assert (1 - 0.1) ** 7 <= 0.5 < (1 - 0.1) ** 6
+    assert 1 - 0.9**7 > 0.5 > 1 - 0.9**6
 
 
 def probabilities(generator, *shape):
@@ -282,11 +299,16 @@ def test_of_longer_answers_only_single_tokens_bound_the_kl():
 
 def test_the_settings_that_a_remedy_names_are_there():
     """Under the names that parameter files have for them."""
-    every = [row(null_groups=1.0, reward=r, kl=9.0, ratio_max=99.0) for r in (0.0, 0.5, 1.0)]
-    every += [row(grad_norm=0.0), row(entropy=1e-4)]
     budgets = [{"budget": n, "reward": 0.5, "kl_to_start": 5.0 * n} for n in (0, 1)]
-    found = alarms.rung(every, GRPO(iterations=2), budgets)
-    assert [a["alarm"] for a in found] == NAMES
+    found = []
+    for reward in (0.0, 0.5, 1.0):
+        rows = [
+            row(null_groups=1.0, reward=reward, kl=9.0, ratio_max=99.0),
+            row(grad_norm=0.0),
+            row(entropy=1e-4),
+        ]
+        found += alarms.rung(rows, GRPO(iterations=2), budgets)
+    assert {a["alarm"] for a in found} == set(NAMES)
     said = " ".join(a["said"] for a in found) + " ".join(alarms._CAUSES.values())
     named = set(re.findall(r"\b[A-Z]{2,}(?:_[A-Z]+)+\b|\bITERATIONS\b", said))
     assert {"LEARNING_RATE", "KL_COEF", "ITERATIONS"} <= named <= set(ScaleParameters.model_fields)

@@ -557,6 +557,23 @@ def test_a_failed_job_or_ladder_is_status_1_and_nothing_is_published(checkout, m
     assert err == "failed: ladder at b: no room\n"
 
 
+def test_alarms_of_all_ladders_are_said_once_and_change_no_status(checkout, monkeypatch, capsys):
+    """One line for both ladders, that names the one which has most of it."""
+
+    def finished(plans, **_):
+        for plan, share in zip(plans, (0.5, 1.0), strict=True):
+            alarm = {"alarm": "null update", "updates": 1, "first": 1, "share": share, "said": plan.name}
+            plan.outcome.note("rl", 20, 0, {"alarms": [alarm]})
+
+    monkeypatch.setattr(study, "sweep_all", finished)
+    monkeypatch.setattr(sys, "argv", ["replicate", "study", "-f", str(checkout.path)])
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert not status.value.code
+    said = "alarm: rl: null update on 2 of 2 runs, step 20; most at b, step 20, seed 0: b\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize("page", [None, "no numbers\n"])
 def test_what_cannot_be_published_is_refused_before_the_first_job(checkout, monkeypatch, capsys, page):
     checkout.page.unlink() if page is None else checkout.page.write_text(page)

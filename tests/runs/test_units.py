@@ -70,14 +70,11 @@ def test_records_have_the_alarms_of_their_own_updates(params, contents):
     assert any("all wrong" in a["alarm"] for result in found for a in result["alarms"])
 
 
-@pytest.mark.parametrize("options", [{"workers": 2}, {"engine": "ray"}], ids=str)
-def test_the_lines_do_not_depend_on_who_ran_the_jobs(params, options):
-    if options.get("engine") == "ray":
-        pytest.importorskip("ray")
+def test_the_lines_do_not_depend_on_who_ran_the_jobs(params):
     here = run(params).warnings()
     shutil.rmtree(units.store_of(params).folder)
     assert here != []
-    assert run(params, **options).warnings() == here
+    assert run(params, workers=2).warnings() == here
 
 
 def test_a_sweep_that_goes_on_ends_with_the_lines_of_an_unbroken_one(params):

@@ -4,10 +4,10 @@
 alarm                      an update counts if                                 likely cause; remedy
 =========================  ==================================================  =====================================
 groups without spread,     over ``SPREADLESS`` of the groups have equal        the task is solved; ask harder
-all right                  rewards, and these are mostly right                 prompts, or stop
-groups without spread,     the same, and mostly wrong                          nothing right is sampled; enlarge
+all right                  rewards; these are, on average, mostly right        prompts, or stop
+groups without spread,     the same; mostly wrong                              nothing right is sampled; enlarge
 all wrong                                                                      groups, ask easier prompts
-groups without spread,     the same, and neither                               prompts are solved or hopeless; ask
+groups without spread,     the same; neither                                   prompts are solved or hopeless; ask
 each settled                                                                   those in between
 null update                the gradient's norm is 0, or no group has spread    as above; or all is clipped, or the
                                                                                policy is certain
@@ -41,7 +41,8 @@ LASTING = 0.1
 than half are so in one update of forty."""
 
 MOSTLY = 2 / 3
-"""Share of the groups without spread that must be right (or wrong) for all of them to be called so."""
+"""Share of the groups without spread that must be right (or wrong) for them to be called so, over all updates that
+count: update by update chance would sort the groups of one policy under several names."""
 
 FAR = 10.0
 """Ratio of a token: where the advantage is negative nothing clips it, and one sample weighs as much as ten."""
@@ -66,13 +67,15 @@ solved."""
 
 class Rule(NamedTuple):
     """``counts(now, earlier, config)`` says of a row, given those before it, whether it counts; ``said(rows, config)``
-    names the cause for the rows that did. ``of`` is which rows; a share below ``lasting`` of them is no alarm."""
+    names the cause for the rows that did. ``of`` is which rows; a share below ``lasting`` of them is no alarm, nor is
+    what another rule names if ``own`` says so of the rows that count."""
 
     name: str
     counts: Callable[[Row, Sequence[Row], GRPO], bool]
     said: Callable[[Sequence[Row], GRPO], str]
     lasting: float = 0.0
     of: str = "updates"
+    own: Callable[[Sequence[Row]], bool] = bool
 
 
 def rung(updates: Sequence[Row], config: GRPO, budgets: Sequence[Row] = ()) -> list[dict[str, Any]]:
@@ -87,13 +90,14 @@ def rung(updates: Sequence[Row], config: GRPO, budgets: Sequence[Row] = ()) -> l
 
 def _alarm(rule: Rule, rows: Sequence[Row], config: GRPO) -> dict[str, Any] | None:
     where = [i for i, row in enumerate(rows) if rule.counts(row, rows[:i], config)]
+    counted = [rows[i] for i in where]
     total = sum(
         row.get("budget") != 0 for row in rows
     )  # the start is judged too, but nothing has happened yet
-    if not where or len(where) < rule.lasting * total:
+    if not where or len(where) < rule.lasting * total or not rule.own(counted):
         return None
     first = int(rows[where[0]].get("budget", where[0] + 1))
-    said = rule.said([rows[i] for i in where], config)
+    said = rule.said(counted, config)
     return {
         "alarm": rule.name,
         "updates": len(where),
@@ -109,55 +113,57 @@ _NAMES = {"updates": "updates", "budgets": "evaluations"}
 # --- Groups without spread, null updates ------------------------------------------------------------------------------
 
 
-def right_share(row: Row) -> float | None:
+def _is_spreadless(now: Row, earlier: Sequence[Row], config: GRPO) -> bool:
+    return now.get("null_groups", 0.0) > SPREADLESS
+
+
+def right_share(rows: Sequence[Row]) -> float | None:
     """Which share of the groups without spread is right, about; None where there is none or the reward is no share.
 
     Of n such groups a share q is right, and the others have a mean reward of about 1/2, so the mean reward is
     n q + (1 - n) / 2.
     """
-    share, reward = row.get("null_groups", 0.0), row["reward"]
+    share, reward = _mean(rows, "null_groups"), _mean(rows, "reward")
     if share == 0 or not 0 <= reward <= 1:
         return None
     return (reward - (1 - share) / 2) / share
 
 
-def _spreadless(which: Callable[[float | None], bool]) -> Callable[[Row, Sequence[Row], GRPO], bool]:
-    return lambda now, earlier, config: now.get("null_groups", 0.0) > SPREADLESS and which(right_share(now))
-
-
-def _is_right(q: float | None) -> bool:
+def _are_right(rows: Sequence[Row]) -> bool:
+    q = right_share(rows)
     return q is not None and q >= MOSTLY
 
 
-def _is_wrong(q: float | None) -> bool:
+def _are_wrong(rows: Sequence[Row]) -> bool:
+    q = right_share(rows)
     return q is not None and q <= 1 - MOSTLY
 
 
+def _are_settled(rows: Sequence[Row]) -> bool:
+    return not (_are_right(rows) or _are_wrong(rows))
+
+
 def _said_right(rows: Sequence[Row], config: GRPO) -> str:
-    return (
-        f"{_equal(rows)}, being all right: there is little left to learn from these prompts; ask harder ones, start "
-        "earlier, or stop here"
-    )
+    return f"{_equal(rows)}, mostly all right: little is left to learn here; ask harder prompts, start earlier, or stop"
 
 
 def _said_wrong(rows: Sequence[Row], config: GRPO) -> str:
     reward = _mean(rows, "reward")
-    # Half of the groups of G have a right completion where (1 - reward)^G = 1/2.
-    need = (
-        f"about {math.ceil(math.log(2) / -math.log1p(-reward))} would do"
-        if reward > 0
-        else "no size is known to do"
-    )
+    # A group of G has something right as often as not where (1 - reward)^G = 1/2, if prompts are equally hard.
+    need = math.ceil(math.log(2) / -math.log1p(-reward)) if reward > 0 else math.inf
+    if need <= config.group_size:
+        return f"{_equal(rows)}, mostly all wrong: most prompts are hopeless; ask easier ones, or start later"
+    larger = f" (about {need} would do)" if reward > 0 else ""
     return (
-        f"{_equal(rows)}, being all wrong: nothing right is sampled that could be learned from; enlarge groups of "
-        f"{config.group_size} ({need} for every second one), ask easier prompts, or start later"
+        f"{_equal(rows)}, mostly all wrong: nothing right is sampled to learn from; enlarge groups of "
+        f"{config.group_size}{larger}, ask easier prompts, or start later"
     )
 
 
 def _said_settled(rows: Sequence[Row], config: GRPO) -> str:
     return (
-        f"{_equal(rows)}, neither all right nor all wrong: the policy answers each prompt in one way only; ask prompts "
-        "between the solved and the hopeless, or start where it is less certain"
+        f"{_equal(rows)}, some all right and some all wrong: the policy answers each prompt in one way only; ask "
+        "prompts between the solved and the hopeless, or start where it is less certain"
     )
 
 
@@ -266,14 +272,9 @@ def _mean(rows: Sequence[Row], name: str) -> float:
 
 
 RULES = (
-    Rule("groups without spread, all right", _spreadless(_is_right), _said_right, LASTING),
-    Rule("groups without spread, all wrong", _spreadless(_is_wrong), _said_wrong, LASTING),
-    Rule(
-        "groups without spread, each settled",
-        _spreadless(lambda q: not (_is_right(q) or _is_wrong(q))),
-        _said_settled,
-        LASTING,
-    ),
+    Rule("groups without spread, all right", _is_spreadless, _said_right, LASTING, own=_are_right),
+    Rule("groups without spread, all wrong", _is_spreadless, _said_wrong, LASTING, own=_are_wrong),
+    Rule("groups without spread, each settled", _is_spreadless, _said_settled, LASTING, own=_are_settled),
     Rule("null update", _is_null, _said_null, LASTING),
     Rule("ratio far from 1", _is_far, _said_far),
     Rule("KL blows up", _kl_blows_up, _said_kl),
