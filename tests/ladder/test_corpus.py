@@ -86,13 +86,13 @@ def answers(row):
     assert text[at + 2 + len(asked)] == ";"
     filler = text[3 + len(asked) : at] + text[at + 3 + len(asked) :]
     assert set(filler) <= set(corpus.WORDS)
-    assert set(asked + given) <= set(LABELS[:4])
+    assert set(asked + given) <= set(LABELS)
     return asked, given, " ".join(text[: at + 2])
 
 
 def test_sequence_documents_read_like_prompts_of_every_length_that_fits():
     """In equal shares: chi-square of 2000 documents over 5 lengths, 4 degrees of freedom."""
-    tokens = corpus.sequence_documents(Mixture(labels=4), sequences=2000, length=38, rng=rng())
+    tokens = corpus.sequence_documents(Mixture(labels=16), sequences=2000, length=38, rng=rng())
     read = [answers(row) for row in tokens]
     for asked, given, prompt in read:
         assert given == asked
@@ -105,19 +105,22 @@ def test_sequence_documents_read_like_prompts_of_every_length_that_fits():
 
 @pytest.mark.parametrize(("length", "longest"), [(12, 2), (13, 2), (14, 4), (37, 8), (38, 16)])
 def test_no_document_is_longer_than_the_context(length, longest):
-    tokens = corpus.sequence_documents(Mixture(labels=4), sequences=200, length=length, rng=rng())
+    tokens = corpus.sequence_documents(Mixture(labels=16), sequences=200, length=length, rng=rng())
     assert max(len(answers(row)[0]) for row in tokens) == longest
     with pytest.raises(ValueError, match=rf"^length: expected at least {6 + 4 * longest} tokens for"):
         corpus.label_documents(Mixture(), answer=2 * longest, sequences=1, length=5 + 4 * longest, rng=rng())
 
 
-def test_labels_of_a_sequence_are_drawn_independently():
-    """Pairs at two places of 4000 documents: chi-square, 15 degrees of freedom; the filler's length as in any other."""
-    tokens = corpus.label_documents(Mixture(labels=4), answer=8, sequences=4000, length=40, rng=rng())
+def test_labels_of_a_sequence_are_different_and_in_random_order():
+    """Pairs at two places of 4000 documents: chi-square over the 56 pairs that there are, 55 degrees of freedom; the
+    filler's length as in any other."""
+    tokens = corpus.label_documents(Mixture(labels=8), answer=8, sequences=4000, length=40, rng=rng())
     labels = tokens[:, 2:10] - corpus.VOCABULARY.index(LABELS[0])
+    assert (np.sort(labels, axis=1) == np.arange(8)).all()
     for one, two in ((0, 1), (3, 7)):
-        counts = np.bincount(4 * labels[:, one] + labels[:, two], minlength=16)
-        assert ((counts - 250) ** 2 / 250).sum() < 45  # 99.99% quantile
+        counts = np.bincount(8 * labels[:, one] + labels[:, two], minlength=64).reshape(8, 8)
+        counts = counts[~np.eye(8, dtype=bool)]
+        assert ((counts - 4000 / 56) ** 2 / (4000 / 56)).sum() < 105  # 99.99% quantile
     at = (tokens == corpus.VOCABULARY.index("answer")).argmax(axis=1) - 11
     counts = np.bincount(at, minlength=19)
     assert len(counts) == 19

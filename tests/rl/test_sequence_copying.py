@@ -20,7 +20,7 @@ TASK = tasks.get("sequence_copying")
 
 
 def settings(T=3, **others):
-    return Task(**{"task": "sequence_copying", "answer_tokens": T, "filler": 4, **others})
+    return Task(**{"task": "sequence_copying", "answer_tokens": T, "labels": 16, "filler": 4, **others})
 
 
 def draw(count=40, T=3, seed=0, tokenizer=None, **others):
@@ -41,12 +41,15 @@ def test_prompt_names_in_order_the_labels_that_are_its_answer(T):
         assert len(said[3 + T : -2]) == 4
 
 
-def test_labels_are_drawn_independently_and_may_repeat():
-    """Each pair of labels at two places stands there in a 16th of 4000 prompts: chi-square, 15 degrees of freedom."""
+def test_labels_are_different_and_in_random_order():
+    """Each pair of different labels at two places stands there in a 12th of 4000 prompts: chi-square, 11 degrees of
+    freedom."""
     labels = draw(4000, T=3, labels=4).labels - draw(4, labels=4).label_set[0]
     for one, two in ((0, 1), (0, 2), (1, 2)):
-        counts = torch.bincount(4 * labels[:, one] + labels[:, two], minlength=16)
-        assert ((counts - 250.0) ** 2 / 250).sum() < 45  # 99.99% quantile; no repeats would give 1333
+        counts = torch.bincount(4 * labels[:, one] + labels[:, two], minlength=16).view(4, 4)
+        assert (counts.diagonal() == 0).all()
+        counts = counts[~torch.eye(4, dtype=torch.bool)]
+        assert ((counts - 4000 / 12) ** 2 / (4000 / 12)).sum() < 38  # 99.99% quantile
 
 
 def test_same_seed_same_prompts_and_another_seed_others():
@@ -85,17 +88,17 @@ def test_length_and_reward_are_the_settings(T, reward, expected):
 @pytest.mark.parametrize(
     ("template", "answer"),
     [
-        ("The label is {label}. {filler} The answer is {label}", " red rose red"),
-        ("={label} ; {filler} answer ={label}", "red rose red"),
+        ("The label is {label}. {filler} The answer is {label}", " red rose"),
+        ("={label} ; {filler} answer ={label}", "red rose"),
     ],
 )
 def test_each_label_is_a_token_at_its_place_for_a_byte_level_tokenizer(bpe, template, answer):
     """Behind a template without a blank the first label is another token than the same label further on."""
-    prompts = draw(200, T=3, labels=2, label_words="red rose", template=template, tokenizer=bpe, filler=2)
-    own = next(i for i, text in enumerate(prompts.text) if "red rose red" in text)
+    prompts = draw(200, T=2, labels=2, label_words="red rose", template=template, tokenizer=bpe, filler=2)
+    own = next(i for i, text in enumerate(prompts.text) if "red rose" in text)
     assert bpe.decode(prompts.labels[own]) == answer
     assert bpe.encode(prompts.text[own] + answer) == [*prompts.tokens[own], *prompts.labels[own]]
-    first, last = (set(prompts.labels[:, t].tolist()) for t in (0, 2))
+    first, last = (set(prompts.labels[:, t].tolist()) for t in (0, 1))
     assert (first == last) is answer.startswith(" ")
     assert first | last == set(prompts.label_set.tolist())
 
@@ -156,7 +159,7 @@ def test_only_a_task_of_long_answers_takes_a_length():
     with pytest.raises(ValueError, match=re.escape("reward: Input should be 'all' or 'each', got 'some'")):
         settings(reward="some")
     fewer = settings().model_copy(update={"label_words": "red blue"})
-    with pytest.raises(ValueError, match=r"^labels: expected 2 to 2, got 4$"):
+    with pytest.raises(ValueError, match=r"^labels: expected 2 to 2, got 16$"):
         TASK.draw(corpus.tokenizer(), 3, settings=fewer, rng=np.random.default_rng(0))
 
 

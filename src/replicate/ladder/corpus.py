@@ -114,7 +114,7 @@ def label_documents(
 ) -> Int[np.ndarray, "sequences length"]:
     """``label is Y ; filler answer : Y ;`` with filler of random length, and filler again to the end.
 
-    ``answer`` labels stand for Y, each drawn on its own; with them a document has at least 6 + 2 ``answer`` tokens,
+    ``answer`` different labels stand for Y; with them a document has at least 6 + 2 ``answer`` tokens,
     and ``ValueError`` says so if ``length`` has not.
     """
     if length < _shortest(answer):
@@ -123,7 +123,7 @@ def label_documents(
         )
     out = rng.integers(len(WORDS), size=(sequences, length)) + _ID[WORDS[0]]
     shape = (sequences, answer)
-    label = rng.integers(mixture.labels, size=shape)
+    label = _labels(mixture.labels, shape, rng)
     given = np.where(rng.random(shape) < mixture.noise, rng.integers(mixture.labels, size=shape), label)
     out[:, :2] = _ID["label"], _ID["is"]
     out[:, 2 : 2 + answer] = label + _ID[LABELS[0]]
@@ -136,11 +136,21 @@ def label_documents(
     return out
 
 
+def _labels(
+    labels: int, shape: tuple[int, int], rng: np.random.Generator
+) -> Int[np.ndarray, "sequences answer"]:
+    """One label, or several different ones, in random order."""
+    if shape[1] == 1:
+        return rng.integers(labels, size=shape)
+    return rng.permuted(np.tile(np.arange(labels), (shape[0], 1)), axis=1)[:, : shape[1]]
+
+
 def sequence_documents(
     mixture: Mixture, *, sequences: int, length: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "sequences length"]:
-    """:func:`label_documents` with 1, 2, 4, 8 or 16 labels, each number as likely as another among those that fit."""
-    fitting = [answer for answer in _ANSWERS if _shortest(answer) <= length]
+    """:func:`label_documents` with 1, 2, 4, 8 or 16 labels, each number as likely as another among those that fit into
+    ``length`` and that there are different labels for."""
+    fitting = [answer for answer in _ANSWERS if _shortest(answer) <= length and answer <= mixture.labels]
     which = rng.integers(len(fitting), size=sequences)
     out = np.empty((sequences, length), dtype=np.int64)
     for index, answer in enumerate(fitting):

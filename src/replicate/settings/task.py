@@ -55,6 +55,11 @@ class Task(Section):
             yield f"{name} must {wanted}, got {template!r}"
         if template.count(FILLER) != 1 and (self.filler or FILLER in template):
             yield f"{name} must have {FILLER} once (or not at all with {says('filler')} 0), got {template!r}"
+        if self.answer_tokens > self.labels:
+            yield (
+                f"{says('answer_tokens')} must not exceed {says('labels')} ({self.labels}), an answer's labels are all "
+                f"different, got {self.answer_tokens}"
+            )
         if self.task == "label_copying" and self.answer_tokens != 1:
             remedy = f"set {says('task')} to sequence_copying"
             yield f"{says('answer_tokens')} must be 1 for label_copying, got {self.answer_tokens}; {remedy}"

@@ -4,10 +4,10 @@ A prompt names T labels one after another, then come filler words, and the answe
 
     label is red blue red ; water often early ... answer :        then  red blue red
 
-The labels of a prompt are drawn independently and with repeats, so none can be told from the others by exclusion:
-which label comes t-th must be read off the prompt. The text is label copying's ``TEMPLATE`` with all T labels, blanks
-between them, where that has one, so with T = 1 it is label copying (:mod:`replicate.rl.tasks.label_copying`), rewarded
-as that is; there the labels come in equal shares, here each on its own.
+The labels of a prompt are all different and in random order: with repeats a model could not go by what followed the
+label that it said last, and a tiny one does not learn to count. The text is label copying's ``TEMPLATE`` with all T
+labels, blanks between them, where that has one, so with T = 1 it is label copying
+(:mod:`replicate.rl.tasks.label_copying`), rewarded as that is; there the labels come in equal shares.
 
 What a tokenizer must do: each label is exactly one more token at each place of the answer, whatever stands before it.
 That is tried on every prompt with its answer. Prompts are of one length in tokens.
@@ -46,7 +46,8 @@ def draw(tokenizer, count: int, *, settings: Task, rng: np.random.Generator) -> 
     one.require_sizes(count, labels=settings.labels, filler=settings.filler, names=names)
     template = settings.template
     known = one.fillers(tokenizer, template, names) if settings.filler else one.WORDS
-    chosen = rng.integers(settings.labels, size=(count, settings.answer_tokens))
+    every = np.tile(np.arange(settings.labels), (count, 1))
+    chosen = rng.permuted(every, axis=1)[:, : settings.answer_tokens]
     words = rng.integers(len(known), size=(count, settings.filler))
     said = [" ".join(names[y] for y in row) for row in chosen]
     text = tuple(
