@@ -91,7 +91,7 @@ def test_a_large_group_stands_in_several_rows(monkeypatch, widest):
     monkeypatch.setattr(rollout_module, "WIDEST", widest)
     model = eager(olmo2())
     tokens, uniforms = drawn(lanes=1, horizon=3)
-    assert rollout_module._members(4, 2) == {1: 1, 2: 1, 4: 2, 100: 4}[widest]
+    assert rollout_module.members_of(4, 2) == {1: 1, 2: 1, 4: 2, 100: 4}[widest]
     found = sample(SinglePolicy(model), tokens, uniforms, vocab=VOCAB)
     forced = log_probs_of(SinglePolicy(model), tokens, found.tokens, vocab=VOCAB)
     plain = plain_log_probs(model, tokens, found.tokens)

@@ -24,7 +24,11 @@ from replicate.models.compilation import uncompiled
 from replicate.models.hooks import require_eager
 from replicate.models.precision import Casts, trained_dtype
 
-Logits = Float[Tensor, "lanes batch tokens vocab"]
+Logits = Float[Tensor, "lanes batch tokens rows"]
+
+Tokens = Int[Tensor, "lanes batch length"] | Float[Tensor, "lanes batch length vocab"]
+"""What a policy reads: token ids, or soft tokens, each a distribution over the first ``vocab`` of them. Of a soft token
+the model reads the mixture of embeddings, sum_v p(v) e(v), and a gradient goes both to p and to the embeddings."""
 
 
 @runtime_checkable
@@ -38,13 +42,15 @@ class Policy(Protocol):
 
     def logits(
         self,
-        tokens: Int[Tensor, "lanes batch length"],
+        tokens: Tokens,
         *,
         keep: int,
         cache: "Cache | None" = None,
         behind: "Behind | None" = None,
     ) -> Logits:
         """Logits of the last ``keep`` positions; ``cache`` holds what came before and is extended.
+
+        ``tokens`` are ids or, as floats, soft tokens; ``ValueError`` for a soft token of more entries than embeddings.
 
         ``behind`` says where the tokens stand and what they see, where they are not simply what comes next.
         """
@@ -102,7 +108,7 @@ class StackedPolicy:
 
     def logits(
         self,
-        tokens: Int[Tensor, "lanes batch length"],
+        tokens: Tokens,
         *,
         keep: int,
         cache: Cache | None = None,
@@ -157,7 +163,7 @@ class SinglePolicy:
 
     def logits(
         self,
-        tokens: Int[Tensor, "lanes batch length"],
+        tokens: Tokens,
         *,
         keep: int,
         cache: Cache | None = None,
@@ -212,7 +218,11 @@ def train_padding_row(model: nn.Module) -> None:
 
 
 def _forward(model, weights, tokens, layers, mask, positions, keep, caching):
-    kwargs = {"input_ids": tokens, "attention_mask": mask, "use_cache": caching, "logits_to_keep": keep}
+    kwargs = {"attention_mask": mask, "use_cache": caching, "logits_to_keep": keep}
+    if tokens.is_floating_point():
+        kwargs["inputs_embeds"] = _mixture(model, weights, tokens)
+    else:
+        kwargs["input_ids"] = tokens
     # Given outright: what transformers derives by itself depends on the batch, which vmap does not allow.
     kwargs["position_ids"] = positions[None]
     if caching:
@@ -220,6 +230,16 @@ def _forward(model, weights, tokens, layers, mask, positions, keep, caching):
     out = model(**kwargs) if weights is None else functional_call(model, weights, kwargs=kwargs)
     grown = [(layer.keys, layer.values) for layer in out.past_key_values.layers] if caching else []
     return out.logits, grown
+
+
+def _mixture(model, weights, soft: Float[Tensor, "batch length vocab"]) -> Float[Tensor, "batch length dim"]:
+    """sum_v p(v) e(v), with the embeddings that the pass reads."""
+    table, vocab = model.get_input_embeddings().weight, soft.shape[-1]
+    if weights is not None:
+        table = weights[next(name for name, p in model.named_parameters() if p is table)]
+    if vocab > len(table):
+        raise ValueError(f"tokens: expected soft tokens of at most {len(table)} entries, got {vocab}")
+    return soft.to(table.dtype) @ table[:vocab]
 
 
 def _next_in_line(new: int, cache: Cache | None, device: torch.device) -> Behind:

@@ -21,6 +21,9 @@ from replicate.rl.policies import Behind, Cache, Policy, repeat_cache, side_by_s
 WIDEST = 512
 """The most new tokens that stand side by side behind one copy of a prompt's keys and values."""
 
+Given = Int[Tensor, "lanes prompts group T"] | Float[Tensor, "lanes prompts group T vocab"]
+"""Completions: token ids or soft tokens, of which the last one of each is not read."""
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -53,7 +56,7 @@ def sample(
             f"uniforms: expected a group and a horizon of at least 1, got {list(uniforms.shape)}"
         )
     cache: Cache | None = [] if horizon > 1 else None
-    log_probs = _first(policy, prompts, cache, vocab)
+    log_probs = first_of(policy, prompts, cache, vocab=vocab)
     steps = [_draw(log_probs, uniforms[..., 0])]
     if horizon == 1:
         return steps[0]
@@ -75,7 +78,9 @@ def log_probs_of(
     """log pi(o_t | q, o_<t) of given completions: one pass over the prompts, one over the completions."""
     group, horizon = tokens.shape[2:]
     cache: Cache | None = [] if horizon > 1 else None
-    first = _first(policy, prompts, cache, vocab).expand(-1, -1, group, -1).gather(-1, tokens[..., :1])
+    first = (
+        first_of(policy, prompts, cache, vocab=vocab).expand(-1, -1, group, -1).gather(-1, tokens[..., :1])
+    )
     if horizon == 1:
         return first
     return torch.cat([first, _scored(policy, tokens, cache, prompts.shape[2], vocab)], dim=-1)
@@ -84,18 +89,31 @@ def log_probs_of(
 def distributions_of(
     policy: Policy,
     prompts: Int[Tensor, "lanes prompts length"],
-    tokens: Int[Tensor, "lanes prompts group T"],
+    tokens: Given,
     *,
     vocab: int,
 ) -> Float[Tensor, "lanes prompts group T vocab"]:
     """log pi(. | q, o_<t) at every token of given completions, over the whole vocabulary."""
-    group, horizon = tokens.shape[2:]
-    cache: Cache | None = [] if horizon > 1 else None
-    first = _first(policy, prompts, cache, vocab).expand(-1, -1, group, -1)[:, :, :, None]
+    cache: Cache | None = [] if tokens.shape[3] > 1 else None
+    first = first_of(policy, prompts, cache, vocab=vocab)
+    return distributions_behind(policy, first, tokens, cache, length=prompts.shape[2])
+
+
+def distributions_behind(
+    policy: Policy,
+    first: Float[Tensor, "lanes prompts 1 vocab"],
+    tokens: Given,
+    cache: Cache | None,
+    *,
+    length: int,
+) -> Float[Tensor, "lanes prompts group T vocab"]:
+    """:func:`distributions_of` from the ``first`` ones on, with the prompts of ``length`` tokens in ``cache``."""
+    group, horizon = tokens.shape[2:4]
+    shared = first.expand(-1, -1, group, -1)[:, :, :, None]
     if horizon == 1:
-        return first
-    rest, _ = _behind(policy, tokens, cache, prompts.shape[2])
-    return torch.cat([first, _by_completion(log_policy(rest, vocab=vocab), tokens.shape[1])], dim=3)
+        return shared
+    rest, _ = _behind(policy, tokens, cache, length)
+    return torch.cat([shared, _by_completion(log_policy(rest, vocab=first.shape[3]), tokens.shape[1])], dim=3)
 
 
 def outputs_of(
@@ -116,8 +134,10 @@ def outputs_of(
     return torch.cat([first, _by_completion(rest, tokens.shape[1])], dim=3)
 
 
-def _first(policy: Policy, prompts, cache, vocab) -> Float[Tensor, "lanes prompts 1 vocab"]:
-    """The distribution of the first token, which a prompt's whole group shares."""
+def first_of(
+    policy: Policy, prompts: Int[Tensor, "lanes prompts length"], cache: Cache | None, *, vocab: int
+) -> Float[Tensor, "lanes prompts 1 vocab"]:
+    """log pi(. | q) of the first token, which a prompt's whole group shares; a ``cache`` then holds the prompts."""
     return log_policy(policy.logits(prompts, keep=1, cache=cache)[:, :, -1], vocab=vocab)[:, :, None]
 
 
@@ -127,7 +147,7 @@ def _continued(
 ) -> list[Rollout]:
     """The draws after the first; ``cache``, which holds the prompts, stays as it is."""
     group, more = uniforms.shape[2:]
-    members = _members(group, more)
+    members = members_of(group, more)
     grown = repeat_cache(cache, group // members)
     all_steps = side_by_side(length, members, more, device=uniforms.device)
     drawn = []
@@ -152,14 +172,14 @@ def _scored(
 
 
 def _behind(
-    policy: Policy, tokens: Int[Tensor, "lanes prompts group T"], cache: Cache, length: int
-) -> tuple[Float[Tensor, "lanes rows more members some"], Int[Tensor, "lanes rows T members"]]:
+    policy: Policy, tokens: Given, cache: Cache, length: int
+) -> tuple[Float[Tensor, "lanes rows more members some"], Tensor]:
     """The logits of all tokens but the first, completions side by side in rows, and the tokens in that order."""
     group, more = tokens.shape[2], tokens.shape[3] - 1
-    members = _members(group, more)
-    rows = tokens.unflatten(2, (-1, members)).flatten(1, 2).transpose(2, 3)  # [lanes, rows, T, members]
+    members = members_of(group, more)
+    rows = tokens.unflatten(2, (-1, members)).flatten(1, 2).transpose(2, 3)  # [lanes, rows, T, members, ...]
     behind = side_by_side(length, members, more, device=tokens.device)
-    given, copies = rows[:, :, :-1].flatten(2), repeat_cache(cache, group // members)
+    given, copies = rows[:, :, :-1].flatten(2, 3), repeat_cache(cache, group // members)
     logits = policy.logits(given, keep=given.shape[2], cache=copies, behind=behind)
     return logits.unflatten(2, (more, members)), rows
 
@@ -171,7 +191,7 @@ def _by_completion(
     return found.transpose(2, 3).unflatten(1, (prompts, -1)).flatten(2, 3)
 
 
-def _members(group: int, steps: int) -> int:
+def members_of(group: int, steps: int) -> int:
     """How many completions stand side by side in a row: the largest divisor of ``group`` that makes no row wider than
     :data:`WIDEST` tokens, since attention in it grows with the square of its width."""
     return max(m for m in range(1, group + 1) if group % m == 0 and (m == 1 or m * steps <= WIDEST))
