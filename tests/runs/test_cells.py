@@ -86,6 +86,10 @@ def test_a_cell_with_an_unknown_setting_is_refused_by_name(tmp_path):
 def test_rungs_are_spread_over_the_ranks_of_their_rewards():
     assert spread([0.9, 0.1, 0.5, 0.2, 0.7], 3) == [0, 1, 2]
     assert spread([0.0, 0.0, 0.0], 3) == [0, 1, 2]
+    assert spread([0.0, 0.01, 0.02, 0.03, 0.5, 1.0], 3) == [0, 2, 5]
+    assert spread([0.0, 0.01, 0.02, 0.03, 0.5, 1.0], 3, by="rewards") == [0, 4, 5]
+    with pytest.raises(ValueError, match="by: expected one of"):
+        spread([0.0, 1.0], 2, by="steps")
     with pytest.raises(ValueError, match="count: expected 2 to 3 rungs, got 4"):
         spread([0.0, 0.1, 0.2], 4)
 

@@ -5,8 +5,8 @@ moves and to which ``LEVEL`` (both may be left out), and the parameters in which
 ``FACTORS``, a list of factors with a ``NAME`` and the parameters at ``LOW`` and ``HIGH``, and ``GENERATORS``, further
 cells are the runs of a two-level fraction: the first factors take all combinations, and each further one is the product
 of those that its generator names by their letters, A for the first. ``RATE`` among a cell's parameters multiplies the
-learning rate, whichever it is. ``RUNGS_OF_EACH`` rungs of each ladder are taken, at quantiles of J_0 (all if it is left
-out).
+learning rate, whichever it is. ``RUNGS_OF_EACH`` rungs of each ladder are taken (all if it is left out), evenly spaced
+in the ranks of J_0 or, with ``RUNGS_BY: rewards``, in J_0 itself.
 
 In every cell RL is run. ``ALSO`` names experiments that are run beside it (in a cell called ``base``, if it says
 nothing: the measurements), ``ONLY`` which of the chosen rungs the cell runs on, from 0 in the order of steps.
@@ -135,7 +135,8 @@ def _chosen(study: Study, parent: Entry) -> ScaleParameters:
     if study.rungs is None:
         return parent.params
     ladder = jobs.ladder(parent.params)
-    folder = Path(parent.params.LADDER_DIR) / f"{ladder.checkpoints[0].where.parent.name}-of-{study.rungs}"
+    name = f"{ladder.checkpoints[0].where.parent.name}-{study.rungs}-by-{study.rungs_by}"
+    folder = Path(parent.params.LADDER_DIR) / name
     prompts = jobs.measured(parent.params, ladder.checkpoints[0]).to("cpu")
-    selection.at_quantiles(ladder, paths.resolve(folder), prompts, count=study.rungs)
+    selection.spread_out(ladder, paths.resolve(folder), prompts, count=study.rungs, by=study.rungs_by)
     return parent.params.model_copy(update={"LADDER": str(folder)})

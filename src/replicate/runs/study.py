@@ -55,6 +55,7 @@ class Study:
     factors: tuple[Any, ...] = ()
     generators: Mapping[str, str] = field(default_factory=dict)
     rungs: int | None = None
+    rungs_by: str = "ranks"
 
     def of(self, roles: Sequence[str], names: Sequence[str] = ()) -> list[Entry]:
         """The ladders of these roles, of these names only if any are given; ``ValueError`` for an unknown name, and if
@@ -84,6 +85,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
         if not isinstance(value, list):
             raise ValueError(located(str(path), f"expected {name.upper()} to be a list, got {shown(value)}"))
     more = {"generators": values.pop("GENERATORS", {}), "rungs": values.pop("RUNGS_OF_EACH", None)}
+    more["rungs_by"] = values.pop("RUNGS_BY", "ranks")
     if not isinstance(page, str) or not isinstance(listed, list) or not listed:
         raise ValueError(
             located(
