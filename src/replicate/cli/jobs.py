@@ -95,7 +95,8 @@ def study(
         studies.thresholds(loaded.preregistration)  # rather than find out when the last job is done
     entries = loaded.of(role or studies.ROLES, only)
     for entry in entries:
-        preflight.require_one_token(entry.params, where=f"{params}, ladder {entry.name}")
+        if not is_of_cells:  # a cell says by itself what it runs
+            preflight.require_one_token(entry.params, where=f"{params}, ladder {entry.name}")
         preflight.require(entry.params, where=f"{params}, ladder {entry.name}")
     if is_of_cells:
         studies.train(loaded, entries, workers=workers)
