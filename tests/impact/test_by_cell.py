@@ -91,6 +91,13 @@ def test_the_smallest_rate_within_one_standard_error_of_the_best_is_picked(means
     assert table.error.to_numpy() == pytest.approx(0.1 / 3**0.5)
 
 
+def test_the_error_is_that_of_the_best_rate_and_of_no_other():
+    quiet, loud = _rates({1.0: 0.5}, noise=0.01), _rates({2.0: 0.6}, noise=0.2)
+    assert by_cell.smallest_as_good(pd.concat([quiet, loud]))[0] == 1.0
+    loud, quiet = _rates({1.0: 0.5}, noise=0.2), _rates({2.0: 0.6}, noise=0.01)
+    assert by_cell.smallest_as_good(pd.concat([loud, quiet]))[0] == 2.0
+
+
 def test_a_rate_that_a_ladder_lacks_is_refused():
     with pytest.raises(ValueError, match="gains: expected every rate on at least 2 ladders"):
         by_cell.smallest_as_good(_rates({1.0: 0.5, 2.0: 0.6})[1:])

@@ -109,6 +109,15 @@ def test_what_was_planted_is_found(tables):
     assert found.holm["group"] > 0.05
 
 
+def test_labels_are_one_for_each_cell_and_sort_the_fraction(tables):
+    found = sensitivity_tables.labels(tables)
+    assert sorted(found.index) == sorted(tables.cells.cell)
+    assert found.is_unique
+    assert found["f ABCEJ"] == "SGD, no std, x 4: EJ"
+    assert found["f FGHJ"] == "AdamW, x 0.25: FGHJ"
+    assert found.iloc[:29].tolist() == tables.cells.cell.tolist()[:29]
+
+
 def test_alarms_are_shares_of_all_updates_of_a_cell(tables):
     found = sensitivity_tables.alarm_shares(tables)
     assert found.index.tolist() == tables.cells.cell.tolist()

@@ -178,6 +178,17 @@ def test_the_mixed_models_interval_is_too_narrow_where_ladders_differ():
     assert inside[2.0] <= 3
 
 
+def test_ladders_that_do_not_differ_leave_effects_and_intervals_as_they_are():
+    """The ladder's variance is then 0, at the edge of what it may be: least squares is the answer."""
+    frame = simulated(np.random.default_rng(10), ladders=4, rungs=1)
+    frame["y"] -= frame.groupby("ladder").y.transform("mean")
+    found = factorial.mixed_effects(frame, LEVELS, "y", rung=None)
+    assert found["mean"].loc[0] == pytest.approx(frame.y[frame.a > 0].mean() - frame.y[frame.a < 0].mean())
+    left = frame.y - frame[list(HALF)] @ found["mean"].to_numpy() / 2
+    error = np.sqrt(4 * (left @ left) / (len(frame) - 5) / len(frame))
+    assert (found.high - found["mean"]).to_numpy() == pytest.approx(1.959964 * error, rel=0.02)
+
+
 def test_what_cannot_be_told_apart_or_read_is_refused():
     frame = simulated(np.random.default_rng(8))
     with pytest.raises(ValueError, match=r"expected runs that tell .* apart, got some confounded on s0"):

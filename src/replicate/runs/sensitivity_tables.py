@@ -150,6 +150,22 @@ def _plain(level: str) -> str:
         return level
 
 
+def labels(tables: SensitivityTables) -> pd.Series:
+    """What figures call the cells, by cell: a cell that moves one factor by its name, one of the fraction by optimiser,
+    scale, rate, and the letters of its other factors that are high. Neighbours are alike."""
+    kinds = tables.cells.group.map({"one-factor": 0, "factorial": 1})
+    order = tables.cells.assign(kind=kinds).sort_values(["kind", "OPTIMIZER", "SCALE", "rate"], kind="stable")
+    order = pd.concat([tables.cells[kinds == 0], order[order.kind == 1]])
+    words = [row.cell if row.group == "one-factor" else _run(row) for row in order.itertuples()]
+    return pd.Series(words, index=order.cell)
+
+
+def _run(row: Any) -> str:
+    optimiser = {"adamw": "AdamW", "sgd": "SGD"}[row.OPTIMIZER] + (", no std" if row.SCALE == "none" else "")
+    others = "".join(letter for letter in row.level if letter not in "ABC")
+    return f"{optimiser}, x {row.rate:g}: {others or '-'}"
+
+
 def alarm_shares(tables: SensitivityTables) -> pd.DataFrame:
     """By cell and alarm the share of all updates at which it went off, over all ladders, rungs and seeds: a row a cell,
     a column an alarm, those that never went off anywhere left out."""

@@ -154,22 +154,14 @@ def mixed_effects(
     Random are the level of a ladder and, unless ``rung`` is None, that of each rung of it; effects are the same on all
     ladders. Intervals are normal. Raises ``ValueError`` if the fit does not converge.
     """
-    from statsmodels.regression.mixed_linear_model import MixedLM
     from statsmodels.stats.multitest import multipletests
-    from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
     design = _design(frame, levels, response, terms, (ladder,) if rung is None else (ladder, rung))
     # Effects are fitted in units of the response's spread, so that the optimiser's tolerances mean the same for all.
     scale = float(frame[response].std()) or 1.0
     y = frame[response].to_numpy(dtype=float) / scale
     x = np.column_stack([np.ones(len(design)), design / 2])
-    within = {} if rung is None else {"exog_vc": _rung_levels(frame, ladder, rung)}
-    with warnings.catch_warnings():
-        # A variance that is estimated as 0 is a result, and moves no effect of a balanced design.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        # Given rungs alone, statsmodels would leave the ladder's own level out.
-        model = MixedLM(y, x, groups=frame[ladder].to_numpy(), exog_re=np.ones((len(y), 1)), **within)
-        fit = model.fit(method=["lbfgs", "bfgs", "powell"])
+    fit = _fitted(y, x, frame[ladder].to_numpy(), None if rung is None else _rung_levels(frame, ladder, rung))
     ends = fit.conf_int(alpha=1 - level)[1 : x.shape[1]] * scale
     p = np.asarray(fit.pvalues)[1 : x.shape[1]]
     if not fit.converged or not np.isfinite(ends).all():
@@ -178,6 +170,27 @@ def mixed_effects(
         )
     table = pd.DataFrame({"term": list(design), "mean": np.asarray(fit.fe_params)[1:] * scale})
     return table.assign(low=ends[:, 0], high=ends[:, 1], p=p, holm=multipletests(p, method="holm")[1])
+
+
+def _fitted(y: np.ndarray, x: np.ndarray, groups: np.ndarray, within: Any):
+    """The mixed model's fit by the first optimiser that gets through: where a variance is 0, a line search can leave
+    what can be inverted. ``ValueError`` if none does."""
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    # Given rungs alone, statsmodels would leave the ladder's own level out.
+    model = MixedLM(y, x, groups=groups, exog_re=np.ones((len(y), 1)), exog_vc=within)
+    for method in ("bfgs", "powell", "nm"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # a variance at 0 is a result, and moves no effect of a balanced design
+            try:
+                fit = model.fit(method=[method])
+            except np.linalg.LinAlgError:
+                continue
+            if fit.converged and np.isfinite(fit.conf_int()[: x.shape[1]]).all():
+                return fit
+    raise ValueError("response: expected one that a mixed model fits, got none that does; is it constant?")
 
 
 MIXED, OVER = "mixed model", "over ladders"
