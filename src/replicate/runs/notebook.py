@@ -17,7 +17,7 @@ from replicate.report.figures import style
 from replicate.report.ledger.asked import Asked
 from replicate.report.ledger.questions import ledger
 from replicate.report.verdicts import Verdicts, cell_number
-from replicate.runs import closeup, jobs, paths, preflight, study_tables, tables
+from replicate.runs import closeup, jobs, paths, preflight, sensitivity_tables, study_tables, tables
 from replicate.runs.parameter_files import schema_of
 from replicate.runs.params import LanguageParameters, ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
@@ -75,6 +75,13 @@ class NotebookRun:
         folder = paths.resolve(self.params.STUDY)
         folder = folder if folder.is_dir() else paths.notebooks().parent / self.params.STUDY
         return study_tables.load(folder / "interventions")
+
+    @cached_property
+    def sensitivity(self) -> sensitivity_tables.SensitivityTables:
+        """The published study of RL's settings, in the folder ``sensitivity`` beside the other study's."""
+        folder = paths.resolve(self.params.STUDY).parent / "sensitivity"
+        own = (paths.notebooks().parent / self.params.STUDY).parent / "sensitivity"
+        return sensitivity_tables.load(folder if folder.is_dir() else own)
 
     def save_figure(self, figure: "Figure", name: str, data: "pd.DataFrame") -> None:
         """Saves ``figure`` as PNG, PDF and CSV under the run's ``figures/``."""

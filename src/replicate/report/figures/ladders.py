@@ -35,6 +35,8 @@ _TYPESET = {
     "V H": "$\\mathcal{V}\\,\\mathcal{H}$",
     "J_0": "$J_0$",
     "J_0 (1 - J_0)": "$J_0 (1 - J_0)$",
+    "1 - J_0": "$1 - J_0$",
+    "kappa, GRPO's advantages": "$\\kappa$, GRPO's advantages",
     "spline in J_0": "spline in $J_0$",
     "headroom H": "headroom $\\mathcal{H}$",
     "|grad_theta J|^2": "$|\\nabla_\\theta J|^2$",
