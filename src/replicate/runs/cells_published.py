@@ -1,7 +1,7 @@
 """What is kept of a study of cells: small tables, and who made them.
 
 ``cells.parquet`` has a row a cell with all settings of RL, ``gains.parquet`` a row per ladder, cell, rung, seed and
-budget, ``alarms.parquet`` a row per alarm that went off in a run; ``checkpoints``, ``components`` and ``forecast`` are
+budget, ``alarms.parquet`` a row per alarm that went off in a run, ``failures.parquet`` a row per run that broke; ``checkpoints``, ``components`` and ``forecast`` are
 those of the cell ``base``, where it was measured, and ``study.json`` says where all come from.
 """
 
@@ -25,18 +25,22 @@ from replicate.settings.grpo import GRPO
 _TASK = ("ANSWER_TOKENS", "ANSWER_REWARD")
 
 
-def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
+def publish(
+    study: Study, entries: Sequence[Entry], folder: Path, failed: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
     """Writes the tables of a finished study; ``ValueError`` names the first cell of which jobs are missing.
 
-    Numbers are rounded to float32.
+    ``failed`` has by entry the rows of jobs that were run and have no result: settings that break a run are a finding,
+    and stand in a table of their own. Numbers are rounded to float32.
     """
-    gains, alarms, said = [], [], {}
+    gains, alarms, failures, said = [], [], [], {}
     measured: dict[str, list[pd.DataFrame]] = {name: [] for name in ("checkpoints", "components", "forecast")}
     for entry in entries:
         name, _, cell = entry.name.partition(", ")
         ladder = jobs.ladder(entry.params, progress=False)
-        found = _records(entry, ladder)
-        where = {"ladder": name, "cell": cell}
+        where, broke = {"ladder": name, "cell": cell}, list(_failures(failed.get(entry.name, ())))
+        found = _records(entry, ladder, broke)
+        failures += [{**where, **row} for row in broke]
         gains += [{**where, **row} for record in found for row in _gains(record)]
         alarms += [{**where, **row} for record in found for row in _alarms(record)]
         said[entry.name] = _described(found)
@@ -50,6 +54,7 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
     whole["alarms"] = pd.DataFrame(
         alarms, columns=["ladder", "cell", "step", "seed", "alarm", "updates", "first"]
     )
+    whole["failures"] = pd.DataFrame(failures, columns=["ladder", "cell", "step", "seed", "error"])
     whole |= {name: pd.concat(parts, ignore_index=True) for name, parts in measured.items() if parts}
     for name, table in whole.items():
         floats = table.select_dtypes("float64").columns
@@ -67,9 +72,16 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
     write_text(folder / "study.json", json.dumps(about, indent=1) + "\n")
 
 
-def _records(entry: Entry, ladder: Ladder) -> list[dict[str, Any]]:
+def _failures(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if row["experiment"] == "rl":
+            error = row["error"].partition("; {")[0]  # without the numbers, which hang on the machine
+            yield from ({"step": row["step"], "seed": seed, "error": error} for seed in row["seeds"])
+
+
+def _records(entry: Entry, ladder: Ladder, broke: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = records(entry.params, "rl", ladder)
-    wanted = len(ladder) * len(jobs.seeds(entry.params, "rl"))
+    wanted = len(ladder) * len(jobs.seeds(entry.params, "rl")) - len(broke)
     if len(found) < wanted:
         missing = f"{wanted - len(found)} of {wanted} jobs of rl are missing"
         raise ValueError(f"{entry.name}: {missing}; run the study first")
