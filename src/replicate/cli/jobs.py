@@ -108,8 +108,12 @@ def study(
     for plan in plans:
         typer.echo(f"{plan.name}: {plan.outcome.summary()}")
     say(warnings_of({plan.name: plan.outcome for plan in plans}), problems)
-    if publish is not None and not problems:
-        (cells_published if is_of_cells else studies).publish(loaded, entries, publish)
+    if publish is not None and is_of_cells:
+        failed = {plan.name: plan.outcome.failed for plan in plans}
+        cells_published.publish(loaded, entries, publish, failed)
+        typer.echo(f"tables of {len(entries)} cells in {publish}")
+    elif publish is not None and not problems:
+        studies.publish(loaded, entries, publish)
         if held:
             studies.publish(loaded, held, publish / "interventions")
         typer.echo(f"tables of {len(entries)} ladders in {publish}")

@@ -1,9 +1,9 @@
 """What is kept of a study of cells: small tables, and who made them.
 
 ``cells.parquet`` has a row a cell with all settings of RL, ``gains.parquet`` a row per ladder, cell, rung, seed and
-budget, ``alarms.parquet`` a row per alarm that went off in a run; ``checkpoints``, ``components`` and ``forecast`` are
-those of the cell ``base``, where it was measured; ``longer`` and ``costates`` are what was measured of longer answers,
-cell by cell; and ``study.json`` says where all come from.
+budget, ``alarms.parquet`` a row per alarm that went off in a run, ``failures.parquet`` one per run that broke;
+``checkpoints``, ``components`` and ``forecast`` are those of the cell ``base``, where it was measured; ``longer`` and
+``costates`` are what was measured of longer answers, cell by cell; and ``study.json`` says where all come from.
 """
 
 import hashlib
@@ -26,23 +26,27 @@ from replicate.settings.grpo import GRPO
 _TASK = ("ANSWER_TOKENS", "ANSWER_REWARD")
 
 
-def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
+def publish(
+    study: Study, entries: Sequence[Entry], folder: Path, failed: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
     """Writes the tables of a finished study; ``ValueError`` names the first cell of which jobs are missing.
 
-    Numbers are rounded to float32.
+    ``failed`` has by entry the rows of jobs that were run and have no result: settings that break a run are a finding,
+    and stand in a table of their own. Numbers are rounded to float32.
     """
-    gains, alarms, longer, costates, said = [], [], [], [], {}
+    gains, alarms, failures, longer, costates, said = [], [], [], [], [], {}
     measured: dict[str, list[pd.DataFrame]] = {name: [] for name in ("checkpoints", "components", "forecast")}
     for entry in entries:
         name, _, cell = entry.name.partition(", ")
         ladder = jobs.ladder(entry.params, progress=False)
-        found = _records(entry, ladder)
-        where = {"ladder": name, "cell": cell}
+        where, broke = {"ladder": name, "cell": cell}, list(_failures(failed.get(entry.name, ())))
+        found = _records(entry, ladder, broke)
+        failures += [{**where, **row} for row in broke]
         gains += [{**where, **row} for record in found for row in _gains(record)]
         alarms += [{**where, **row} for record in found for row in _alarms(record)]
         said[entry.name] = _described(found)
         if "longer" in entry.experiments:
-            for record in _records(entry, ladder, "longer"):
+            for record in _records(entry, ladder, experiment="longer"):
                 longer.append({**where, **_longer(record)})
                 costates += [
                     {**where, "step": record["checkpoint"]["step"], **row}
@@ -58,6 +62,7 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
     whole["alarms"] = pd.DataFrame(
         alarms, columns=["ladder", "cell", "step", "seed", "alarm", "updates", "first"]
     )
+    whole["failures"] = pd.DataFrame(failures, columns=["ladder", "cell", "step", "seed", "error"])
     more = {"longer": longer, "costates": costates}
     whole |= {name: pd.DataFrame(rows) for name, rows in more.items() if rows}
     whole |= {name: pd.concat(parts, ignore_index=True) for name, parts in measured.items() if parts}
@@ -77,9 +82,19 @@ def publish(study: Study, entries: Sequence[Entry], folder: Path) -> None:
     write_text(folder / "study.json", json.dumps(about, indent=1) + "\n")
 
 
-def _records(entry: Entry, ladder: Ladder, experiment: jobs.Experiment = "rl") -> list[dict[str, Any]]:
+def _failures(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if row["experiment"] == "rl":
+            error = row["error"].partition("; {")[0]  # without the numbers, which hang on the machine
+            yield from ({"step": row["step"], "seed": seed, "error": error} for seed in row["seeds"])
+
+
+def _records(
+    entry: Entry, ladder: Ladder, broke: Sequence[Any] = (), experiment: jobs.Experiment = "rl"
+) -> list[dict[str, Any]]:
+    """The records of an experiment; ``ValueError`` unless there is one for every job that did not break."""
     found = records(entry.params, experiment, ladder)
-    wanted = len(ladder) * len(jobs.seeds(entry.params, experiment))
+    wanted = len(ladder) * len(jobs.seeds(entry.params, experiment)) - len(broke)
     if len(found) < wanted:
         missing = f"{wanted - len(found)} of {wanted} jobs of {experiment} are missing"
         raise ValueError(f"{entry.name}: {missing}; run the study first")
