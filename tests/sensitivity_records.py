@@ -153,8 +153,9 @@ def _measured_tables(measured):
     }
 
 
-def write(folder, *, seed=0, count=12, noise=0.01, page=None):
-    """The published tables of a made-up study of four ladders with ``count`` rungs, in ``folder``."""
+def write(folder, *, seed=0, count=12, noise=0.01, page=None, broken=None):
+    """The published tables of a made-up study of four ladders with ``count`` rungs, in ``folder``; ``broken`` has a row
+    for each run that did not come to its end."""
     rng, ladders, table = np.random.default_rng(seed), [f"s{i}" for i in (1, 2, 3, 4)], cells()
     measured = rungs(rng, ladders, count)
     alarms = [
@@ -167,6 +168,11 @@ def write(folder, *, seed=0, count=12, noise=0.01, page=None):
         )
     ]
     tables = {"cells": table, "gains": gains(rng, table, measured, noise), "alarms": pd.DataFrame(alarms)}
+    tables["failures"] = pd.DataFrame(broken or [], columns=["ladder", "cell", "step", "seed", "error"])
+    for row in broken or []:
+        own = tables["gains"]
+        gone = (own.ladder == row["ladder"]) & (own.cell == row["cell"]) & (own.step == row["step"])
+        tables["gains"] = own[~gone]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, whole in (tables | _measured_tables(measured)).items():

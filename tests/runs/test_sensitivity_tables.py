@@ -124,3 +124,23 @@ def test_alarms_are_shares_of_all_updates_of_a_cell(tables):
     assert found.loc["group 2", "no signal"] == pytest.approx(4 * 8 / (4 * 12 * 40))
     assert found.loc["base", "no signal"] == pytest.approx(4 * 8 / (4 * 12 * 160))
     assert found.loc["rate 4"].tolist() == [0, 0]
+
+
+def test_a_cell_whose_runs_broke_is_compared_nowhere(tmp_path):
+    """Left out where less than half of a ladder's runs finished; with fewer gone it stays, on the rungs left."""
+    measured = sensitivity_records.write(tmp_path / "whole")
+    steps = sorted(measured.step.unique())
+    broken = [
+        {"ladder": "s1", "cell": cell, "step": step, "seed": 0, "error": "x"}
+        for cell, gone in (("prompts 4", steps[:7]), ("prompts 8", steps[:2]))
+        for step in gone
+    ]
+    sensitivity_records.write(tmp_path / "broken", broken=broken)
+    tables = sensitivity_tables.load(tmp_path / "broken")
+    share = sensitivity_tables.finished(tables)
+    assert share["prompts 4"] == pytest.approx(5 / 12)
+    assert share["prompts 8"] == pytest.approx(10 / 12)
+    assert share["base"] == 1
+    found = sensitivity_tables.responses(tables, [5, 10, 20, 40])
+    assert "prompts 4" not in set(found.cell)
+    assert len(found[(found.cell == "prompts 8") & (found.ladder == "s1")]) == 10

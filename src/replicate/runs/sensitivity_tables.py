@@ -43,18 +43,22 @@ CENTRES = {
 }
 """Around which cell a curve moves one factor, and the factor's level there; the other curves hold their own centre."""
 
-_TABLES = ("cells", "gains", "alarms", "checkpoints", "components", "forecast")
+LEAST = 0.5
+"""The share of a cell's runs on a ladder that must have come to their end for its gains to be compared."""
+
+_TABLES = ("cells", "gains", "alarms", "failures", "checkpoints", "components", "forecast")
 
 
 @dataclass(frozen=True)
 class SensitivityTables:
     """``cells``: a row a cell with all its settings; ``gains``: a row per ladder, cell, rung, seed and budget;
-    ``alarms``: a row per alarm that went off in a run; ``study``: the rungs as they were measured, with the gains of
-    the cell :data:`BASE`."""
+    ``alarms``: a row per alarm that went off in a run; ``failures``: a row per run that broke; ``study``: the rungs as
+    they were measured, with the gains of the cell :data:`BASE`."""
 
     cells: pd.DataFrame
     gains: pd.DataFrame
     alarms: pd.DataFrame
+    failures: pd.DataFrame
     study: StudyTables
 
     @property
@@ -73,11 +77,11 @@ def load(folder: Path) -> SensitivityTables:
         raise ValueError(
             f"{folder}: no published study of RL's settings ({error.strerror or error}); {how}"
         ) from None
-    cells, gains, alarms = (found.pop(name) for name in ("cells", "gains", "alarms"))
-    if unknown := set(gains.cell) ^ set(cells.cell):
+    cells, gains, alarms, failures = (found.pop(name) for name in ("cells", "gains", "alarms", "failures"))
+    if unknown := (set(gains.cell) | set(failures.cell)) ^ set(cells.cell):
         raise ValueError(f"{folder}: expected gains of exactly its cells, got {sorted(unknown)} on one side")
     return SensitivityTables(
-        cells, gains, alarms, StudyTables(gains=gains[gains.cell == BASE], said=said, **found)
+        cells, gains, alarms, failures, StudyTables(gains=gains[gains.cell == BASE], said=said, **found)
     )
 
 
@@ -97,15 +101,27 @@ def rungs(tables: SensitivityTables) -> pd.DataFrame:
     return frame.merge(weighted, on=RUNG, suffixes=("", "_grpo"), validate="one_to_one")
 
 
+def finished(tables: SensitivityTables) -> pd.Series:
+    """By cell the share of runs that came to their end, on the ladder where it is least."""
+    runs = tables.gains.drop_duplicates(["cell", *RUNG, "seed"]).groupby(["cell", "ladder"]).size()
+    broke = tables.failures.groupby(["cell", "ladder"]).size()
+    whole = runs.add(broke, fill_value=0)
+    share = runs.reindex(whole.index, fill_value=0) / whole
+    return share.groupby(level="cell").min().reindex(tables.cells.cell)
+
+
 def responses(tables: SensitivityTables, budgets: list[int], *, by_budget: bool = False) -> pd.DataFrame:
     """The mean gain over ``budgets`` and seeds of every cell and rung, with what was measured at the rung beside it.
 
+    Cells of which less than :data:`LEAST` of the runs on some ladder came to their end are left out.
     With ``by_budget`` a row for each budget that the cell was run to, of ``budgets``. ``ValueError`` names a cell that
     lacks one of the budgets, unless ``by_budget``.
     """
-    gains = tables.gains[tables.gains.budget.isin(budgets)]
+    share = finished(tables)
+    whole = share.index[share >= LEAST]
+    gains = tables.gains[tables.gains.budget.isin(budgets) & tables.gains.cell.isin(whole)]
     if not by_budget:
-        count = gains.groupby("cell").budget.nunique().reindex(tables.cells.cell, fill_value=0)
+        count = gains.groupby("cell").budget.nunique().reindex(whole, fill_value=0)
         if short := count.index[count < len(budgets)].tolist():
             raise ValueError(
                 f"budgets: expected cells that were run to {budgets}, got {short[0]!r} that was not"

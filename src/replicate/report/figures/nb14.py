@@ -125,7 +125,7 @@ def budgets(shares: pd.DataFrame, orders: pd.DataFrame, by_rate: pd.DataFrame) -
     figure, (left, middle, right) = panels(1, 3, width=11.0, height=3.8)
     _against_budget(left, shares, "band", "share", "$J_0$ from {}")
     left.axhline(1, color=BLACK, lw=0.8, ls=":")
-    left.set(ylabel="gain / $(1 - J_0)$", xlabel="updates $n$")
+    left.set(ylabel="gain / $(1 - J_0)$", xlabel="updates $n$", ylim=(-0.6, 1.3))
     _against_budget(middle, orders.assign(score=orders.score.map(typeset)), "score", "spearman", "{}")
     middle.set(ylabel="rank correlation with the gain", xlabel="updates $n$")
     _against_budget(
@@ -136,15 +136,17 @@ def budgets(shares: pd.DataFrame, orders: pd.DataFrame, by_rate: pd.DataFrame) -
         ax.axhline(0, color=BLACK, lw=0.6)
         ax.set_ylim(-1.05, 1.05)
     for ax in (left, middle, right):
-        ax.legend(fontsize=8, loc="best")
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return figure
 
 
 def _against_budget(ax: "Axes", table: pd.DataFrame, key: str, value: str, words: str) -> None:
     """A line with intervals over ladders for each value of ``key``, against the budget on a logarithmic axis."""
-    for (name, rows), colour in zip(table.groupby(key, sort=False, observed=True), _COLOURS, strict=False):
+    groups = zip(table.groupby(key, sort=False, observed=True), _COLOURS, strict=False)
+    for place, ((name, rows), colour) in enumerate(groups):
         wide = rows.pivot(index="budget", columns="ladder", values=value).dropna()
-        _interval(ax, wide.index.to_numpy(), wide, colour, label=words.format(name))
+        beside = wide.index.to_numpy() * 1.07**place  # or the intervals would hide each other
+        _interval(ax, beside, wide, colour, label=words.format(name))
     ticks = sorted(table.budget.unique())
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{n:g}" for n in ticks], fontsize=8.5)
@@ -152,13 +154,13 @@ def _against_budget(ax: "Axes", table: pd.DataFrame, key: str, value: str, words
 
 
 def alarms(shares: pd.DataFrame) -> "Figure":
-    """The share of updates at which each alarm went off, a row a cell, a column an alarm; in per cent where above 0.
+    """The share of updates at which each alarm went off, a row a cell, a column an alarm; in per cent where it is one.
 
     ``shares`` is indexed by cell. Cells without any alarm are left out.
     """
     shown = shares[(shares > 0).any(axis=1)]
     figure, ax = panels(
-        1, 1, width=1.3 * max(shown.shape[1], 2) + 3.2, height=0.22 * max(len(shown), 4) + 1.6
+        1, 1, width=1.3 * max(shown.shape[1], 2) + 3.2, height=0.17 * max(len(shown), 4) + 1.6
     )
     ax.grid(False)
     if shown.empty:
@@ -167,8 +169,9 @@ def alarms(shares: pd.DataFrame) -> "Figure":
         return figure
     image = ax.imshow(shown, cmap="Oranges", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     for (row, column), share in np.ndenumerate(shown.to_numpy()):
-        if share > 0:
-            ax.text(column, row, f"{100 * share:.2g}", ha="center", va="center", fontsize=7.5)
+        if share >= 0.005:
+            colour = "white" if share > 0.6 else BLACK
+            ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
     ax.set_xticks(range(shown.shape[1]), [_folded(str(name), 14) for name in shown], fontsize=8)
     ax.set_yticks(range(len(shown)), list(shown.index), fontsize=7.5)
     figure.colorbar(image, ax=ax, label="share of updates")
