@@ -1,23 +1,31 @@
 """GRPO updates per second: ours against TRL's GRPOTrainer, alternated in one run.
 
-Both sides do the same work per update: 16 label-copying prompts of 22 tokens, 8 sampled completions each, the
-same reward (the share of tokens that are the label), GRPO advantages, clipped surrogate without KL, gradient
-norm clipped at 1, AdamW, float32 weights of the tiny model. Dropout and logging are off, nothing is saved.
+Both sides do the same work per update: 16 label-copying prompts of 22 tokens, 8 sampled completions each of 1, 8 or 64
+tokens, the same reward (the share of tokens that are the label), GRPO advantages, clipped surrogate without KL,
+gradient norm clipped at 1, AdamW, float32 weights of the tiny model. Dropout and logging are off, nothing is saved.
 What differs is how:
 
 - TRL runs every completion's full sequence (128 of them) twice: in ``generate``, without gradients, and for
   the loss, with them, where on a CPU its output head scores all positions. It samples from all of its rows.
 - Ours runs each prompt once, with gradients, for its whole group, and samples from that pass.
-- *Equal compute* takes that away: our trainer with a policy that makes TRL's passes (see ``common.UnsharedPasses``).
+- *Equal compute* takes that away: our trainer with TRL's passes (see ``common.unshared_sample``).
 
 Ours is timed over the whole of ``train``, its evaluations included; TRL from the end of its first step on, so
 that its set-up is left out. Rates are per seed: an update of five stacked seeds counts as five. TRL ends a
 completion at its end-of-text token, which fresh weights draw once in 288; ours has no such token.
+
+Ours computes on one thread, as all jobs of the package do, whatever ``--threads`` says; *all threads* are the same
+contenders without that, shown where there are several. TRL has all threads, and so has equal compute.
+
+Memory is the growth of the resident set from before the first update to the peak, in a process of its own.
 """
 
 import contextlib
 import io
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -29,7 +37,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from common import (
-    UnsharedPasses,
+    CONTEXT,
     alternate,
     arguments,
     conditions,
@@ -38,20 +46,28 @@ from common import (
     report,
     spread,
     tiny_model,
+    unshared,
 )
 from datasets import Dataset
+from grpo_parts import parts
 from transformers import TrainerCallback
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from replicate.ladder import corpus
+from replicate.rl import trainer
+from replicate.rl.batch import Actor
 from replicate.rl.policies import SinglePolicy, StackedPolicy
 from replicate.rl.prompts import Prompts
-from replicate.rl.trainer import train
 from replicate.settings.grpo import GRPO
+from replicate.streams import generator
+from replicate.threads import fixed_threads
 
-PROMPTS, GROUP, LONG = 16, 8, 8
-SEEDS = 5
+PROMPTS, GROUP, SEEDS = 16, 8, 5
+BARS = {1: (8, 11), 8: (4, 5), 64: (2, 2)}  # tokens of an answer: one seed, five stacked
+# Updates of TRL, of one seed, of five, of equal compute: a few seconds each.
+UPDATES = {1: (15, 60, 20, 15), 8: (8, 16, 6, 8), 64: (2, 5, 2, 2)}
+WORDS = {1: "one-token", 8: "eight-token", 64: "64-token"}
 
 
 def share_right(tokens, labels):
@@ -66,7 +82,7 @@ def ours(make: Callable, pool: Prompts, held_out: Prompts, *, horizon: int, upda
     def run() -> float:
         policy = make()
         start = time.perf_counter()
-        train(
+        trainer.train(
             policy,
             policy,
             pool,
@@ -158,63 +174,143 @@ def trl(
     return run
 
 
+def alone(work: Callable[[], float]) -> Callable[[], float]:
+    """``work`` on one thread."""
+
+    def run() -> float:
+        with fixed_threads():
+            return work()
+
+    return run
+
+
+def policy_of(lanes: int, horizon: int, seed: int):
+    """One model for one seed, a stack for several, with positions enough for such answers."""
+    context = max(CONTEXT, 32 + horizon)
+    if lanes == 1:
+        return SinglePolicy(tiny_model(seed=seed, context=context))
+    return StackedPolicy(tiny_model("eager", seed=seed, context=context), lanes)
+
+
+def contenders(options, folder: str) -> dict[str, Callable[[], float]]:
+    """Timers by name, all of an answer length together."""
+    pool, held_out = label_prompts(512, seed=options.seed), label_prompts(8, seed=options.seed + 1)
+    found = {}
+    for horizon, counts in UPDATES.items():
+        trl_steps, one, five, equal = (max(2, round(c * (0.2 if options.quick else 1.0))) for c in counts)
+
+        def rate(lanes, updates, horizon=horizon):
+            def make():
+                return policy_of(lanes, horizon, options.seed)
+
+            return ours(make, pool, held_out, horizon=horizon, updates=updates, seeds=list(range(lanes)))
+
+        def fresh(seed, horizon=horizon):
+            return tiny_model(seed=seed, context=max(CONTEXT, 32 + horizon))
+
+        theirs = {"seed": options.seed, "folder": folder, "model": fresh}
+        found[f"TRL, {horizon}"] = trl(pool, horizon=horizon, updates=trl_steps, **theirs)
+        found[f"one seed, {horizon}"] = alone(rate(1, one))
+        found[f"five seeds, {horizon}"] = alone(rate(SEEDS, five))
+        found[f"equal compute, {horizon}"] = unshared(rate(1, equal))
+        if options.threads > 1:
+            found[f"one seed, all threads, {horizon}"] = rate(1, one)
+            found[f"five seeds, all threads, {horizon}"] = rate(SEEDS, five)
+    return found
+
+
+def memory(name: str, options) -> float:
+    """MiB by which a process of its own grows that runs two updates of this contender or a few more."""
+    command = [sys.executable, __file__, "--quick", "--threads", str(options.threads), "--grow", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def grow(name: str, options) -> float:
+    """In that process: the peak of the resident set, less what was resident before, in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = contenders(options, folder)[name]
+        before = _resident("VmRSS")
+        work()
+        return round(_resident("VmHWM") - before, 1)
+
+
+def _resident(which: str) -> float:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(which)) / 1024
+
+
+def profiles(options) -> dict[str, dict[str, float]]:
+    """The parts of an update of ours, on one thread, by answer length and number of seeds."""
+    pool, found = label_prompts(512, seed=options.seed), {}
+    for horizon in UPDATES:
+        for lanes in (1, SEEDS):
+            policy = policy_of(lanes, horizon, options.seed)
+            actor = Actor(policy, policy)
+            draws = [generator(seed) for seed in range(lanes)]
+            optimizer = trainer.optimizer_of(policy.parameters(), GRPO())
+
+            def updates(count, prompts, group, *, know=(actor, optimizer, draws, horizon)):
+                actor, optimizer, draws, horizon = know
+                config = GRPO(prompts=prompts, group_size=group, learning_rate=1e-3)
+                start = time.perf_counter()
+                for _ in range(count):
+                    asked = trainer.ask(pool, config, draws, horizon=horizon, reward=share_right)
+                    trainer._update(actor, optimizer, asked, config, draws)
+                return time.perf_counter() - start
+
+            with fixed_threads():
+                found[f"{'one seed' if lanes == 1 else 'five seeds'}, {horizon}"] = parts(updates)
+    return found
+
+
+def table(found: dict[str, list[float]], grown: dict[str, float]) -> tuple[list[list[str]], dict[str, dict]]:
+    """Rows for people, and the numbers behind them."""
+    rows, numbers = [], {}
+    for name, rates in found.items():
+        who, _, horizon = name.rpartition(", ")
+        against = f"TRL, {horizon}"
+        rate, ratio = spread(rates), spread(ratios(rates, found[against]))
+        quoted = "1" if name == against else "{median:.1f} ({min:.1f} to {max:.1f})".format(**ratio)
+        says = {
+            "TRL": "TRL's GRPOTrainer",
+            "one seed": "ours, one seed",
+            "five seeds": "ours, five seeds stacked",
+        }
+        bar = dict(zip(("one seed", "five seeds"), BARS[int(horizon)], strict=True)).get(who, "")
+        label = f"{WORDS[int(horizon)]} answers, {says.get(who, f'ours, {who}')}"
+        rows.append([label, f"{rate['median']:.2f}", quoted, f"{grown[name]:.0f}", str(bar)])
+        numbers[name] = {"updates_per_second": rates, "rate": rate, "against": against, "ratio": ratio}
+        numbers[name]["grown_mib"] = grown[name]
+    return rows, numbers
+
+
 def main() -> None:
     """Runs all contenders in alternation, prints the table, writes the file."""
-    options = arguments(__doc__.splitlines()[0], "results/benchmarks/grpo_vs_trl.json")
+    options = arguments(
+        __doc__.splitlines()[0],
+        "results/benchmarks/grpo_vs_trl.json",
+        grow={"help": "only this contender, two updates: print by how many MiB the process grows"},
+    )
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.disable_progress_bar()
-    pool, held_out = label_prompts(512, seed=options.seed), label_prompts(8, seed=options.seed + 1)
-    scale = 0.2 if options.quick else 1.0
-
-    def steps(full: int) -> int:
-        return max(2, round(full * scale))
-
-    def single():
-        return SinglePolicy(tiny_model(seed=options.seed))
-
-    def stacked():
-        return StackedPolicy(tiny_model("eager", seed=options.seed), SEEDS)
-
-    def trl_passes():
-        return UnsharedPasses(tiny_model(seed=options.seed), group=GROUP)
-
-    five, one = list(range(SEEDS)), [0]
+    if options.grow:
+        print(json.dumps(grow(options.grow, options)))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        theirs = {"seed": options.seed, "folder": folder}
-        found = alternate(
-            {
-                "TRL, 1 token": trl(pool, horizon=1, updates=steps(15), **theirs),
-                "one seed": ours(single, pool, held_out, horizon=1, updates=steps(60), seeds=one),
-                "five seeds": ours(stacked, pool, held_out, horizon=1, updates=steps(20), seeds=five),
-                "equal compute": ours(trl_passes, pool, held_out, horizon=1, updates=steps(15), seeds=one),
-                "TRL, 8 tokens": trl(pool, horizon=LONG, updates=steps(8), **theirs),
-                "one seed, 8": ours(single, pool, held_out, horizon=LONG, updates=steps(12), seeds=one),
-                "five seeds, 8": ours(stacked, pool, held_out, horizon=LONG, updates=steps(5), seeds=five),
-            },
-            options.rounds + 1,
-        )
+        found = alternate(contenders(options, folder), options.rounds + 1)
     found = {name: values[1:] for name, values in found.items()}  # the first round warms up
-    table = (
-        ("one-token answers, TRL's GRPOTrainer", "TRL, 1 token", "TRL, 1 token", ""),
-        ("one-token answers, ours, one seed", "one seed", "TRL, 1 token", ""),
-        ("one-token answers, ours, five seeds stacked", "five seeds", "TRL, 1 token", "6"),
-        ("one-token answers, ours, equal compute, one seed", "equal compute", "TRL, 1 token", ""),
-        ("eight-token answers, TRL's GRPOTrainer", "TRL, 8 tokens", "TRL, 8 tokens", ""),
-        ("eight-token answers, ours, one seed", "one seed, 8", "TRL, 8 tokens", ""),
-        ("eight-token answers, ours, five seeds stacked", "five seeds, 8", "TRL, 8 tokens", "3"),
-    )
-    rows, numbers = [], {}
-    for label, name, against, bar in table:
-        rate, ratio = spread(found[name]), spread(ratios(found[name], found[against]))
-        quoted = "1" if name == against else "{median:.1f} ({min:.1f} to {max:.1f})".format(**ratio)
-        rows.append([label, f"{rate['median']:.1f}", quoted, bar])
-        numbers[name] = {"updates_per_second": found[name], "rate": rate, "against": against, "ratio": ratio}
+    rows, numbers = table(found, {name: memory(name, options) for name in found})
     report(
         options.out,
         "GRPO updates per second and seed, against TRL",
-        ["work", "updates/s (median)", "times TRL: median (min to max)", "bar"],
+        ["work", "updates/s (median)", "times TRL: median (min to max)", "grows by, MiB", "bar"],
         rows,
-        {**conditions(options), "prompts": PROMPTS, "group": GROUP, "seeds": SEEDS, "contenders": numbers},
+        {
+            **conditions(options),
+            **{"prompts": PROMPTS, "group": GROUP, "seeds": SEEDS, "contenders": numbers},
+            "parts": profiles(options),
+        },
     )
 
 

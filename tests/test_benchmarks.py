@@ -18,6 +18,8 @@ import gpu  # noqa: E402
 from replicate.models import costs  # noqa: E402
 from replicate.models.answer import answer_pass, pull_back  # noqa: E402
 from replicate.rl import trainer  # noqa: E402
+from replicate.rl.batch import Actor  # noqa: E402
+from replicate.rl.methods import surrogate  # noqa: E402
 from replicate.rl.policies import SinglePolicy  # noqa: E402
 from replicate.settings.grpo import GRPO  # noqa: E402
 from replicate.streams import generator  # noqa: E402
@@ -51,8 +53,9 @@ def updates(horizon, policy=None):
 
     def work():
         draws = [generator(0)]
-        batch = trainer.sampled(policy, policy, prompts(), config, draws, horizon, gpu.first_is_label)
-        trainer.losses(batch.logp, batch, config).sum().backward()
+        asked = trainer.ask(prompts(), config, draws, horizon=horizon, reward=gpu.first_is_label)
+        batch = surrogate.draw(Actor(policy, policy), asked, config, draws)
+        surrogate.losses(batch.signal, batch, config).sum().backward()
 
     return work
 
@@ -83,7 +86,11 @@ def test_measurement_flops():
 
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_grpo_flops(horizon):
-    assert counted(updates(horizon)) == costs.grpo(SHAPE, PROMPTS, LENGTH, GROUP, horizon, masked=True)
+    policy = SinglePolicy(model())
+    policy.written_out = False
+    assert counted(updates(horizon, policy)) == costs.grpo(
+        SHAPE, PROMPTS, LENGTH, GROUP, horizon, masked=True
+    )
 
 
 def test_model_flops_of_one_token_are_three_forward_passes_over_the_prompts():
