@@ -1,4 +1,7 @@
-"""Where an update's time goes: its parts by the clock, what a product of matrices must take, what launching takes."""
+"""Where an update's time goes, on one thread: its parts, what products of matrices must take, what launching takes.
+
+Time is what the process has computed, so that other work on the machine does not count.
+"""
 
 import contextlib
 import statistics
@@ -17,18 +20,18 @@ PARTS = ("prompts", "steps", "draws", "scoring", "backward", "optimiser", "rest"
 PRODUCT, REPEATS = 512, 40
 
 
-def parts(updates: Callable[[int, int, int], float]) -> dict[str, float]:
+def parts(updates: Callable[[int, int, int], float], *, repeats: int) -> dict[str, float]:
     """Shares of the parts of an update, its milliseconds, and two floors.
 
-    ``updates(count, prompts, group)`` runs so many updates and returns their seconds. ``products`` is the share that
-    the operations in an update's products of matrices take at the rate of one large square product measured here,
-    ``launching`` the milliseconds of an update of one prompt and two completions as a share: the same operations on
-    next to nothing.
+    ``updates(count, prompts, group)`` runs so many updates and returns their seconds; medians of ``repeats``.
+    ``products`` is the share that the operations in an update's products of matrices take at the rate of one large
+    square product measured here, ``launching`` the time of an update of one prompt and two completions as a share:
+    the same operations on next to nothing.
     """
     updates(1, 16, 8)
     spent: dict[str, list[float]] = defaultdict(list)
     whole, least = [], []
-    for _ in range(5):
+    for _ in range(repeats):
         with _clocked() as found:
             whole.append(updates(1, 16, 8))
         for name in PARTS[:-1]:
@@ -52,9 +55,9 @@ def _rate() -> float:
     a, b = torch.randn(PRODUCT, PRODUCT), torch.randn(PRODUCT, PRODUCT)
     best = float("inf")
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        start = time.process_time()
         a @ b
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return 2 * PRODUCT**3 / best
 
 
@@ -65,11 +68,11 @@ def _clocked() -> Iterator[dict[str, float]]:
 
     def timed(name: str, function: Callable) -> Callable:
         def run(*args, **kwargs):
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                found[name] += time.perf_counter() - start
+                found[name] += time.process_time() - start
 
         return run
 
