@@ -11,30 +11,38 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from replicate.ladder import corpus
 from replicate.models.fresh import tiny_olmo2
+from replicate.models.logits import log_policy
+from replicate.rl.methods import surrogate
 from replicate.rl.policies import SinglePolicy
 from replicate.rl.prompts import Prompts
+from replicate.rl.rollout import Rollout, _draw
 from replicate.rl.tasks.label_copying import label_copying
 
 LAYERS, HIDDEN, HEADS, CONTEXT = 3, 64, 4, 48
 LABELS, FILLER = 8, 16
 
 
-def tiny_model(attention: str = "sdpa", *, seed: int = 0) -> PreTrainedModel:
-    """The tiny ladder's architecture and vocabulary with fresh weights: 3 layers, 64 wide, 4 heads."""
+def tiny_model(attention: str = "sdpa", *, seed: int = 0, context: int = CONTEXT) -> PreTrainedModel:
+    """The tiny ladder's architecture and vocabulary with fresh weights: 3 layers, 64 wide, 4 heads.
+
+    ``context`` is what positions there are; the weights do not depend on it.
+    """
     words = corpus.tokenizer()
     model = tiny_olmo2(
         layers=LAYERS,
         hidden=HIDDEN,
         heads=HEADS,
-        context=CONTEXT,
+        context=context,
         vocab=len(words),
         generator=torch.Generator().manual_seed(seed),
     )
@@ -77,20 +85,59 @@ def ratios(ours: list[float], theirs: list[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
+@torch.no_grad()
+def _generated(model: PreTrainedModel, sequences: Tensor, uniforms: Tensor, vocab: int) -> list[Rollout]:
+    """Each sequence's completion, one for each row of ``uniforms``, token by token with a cache of its own."""
+    drawn, cache, new = [], None, sequences
+    for now in uniforms.unbind(1):
+        out = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        drawn.append(_draw(log_policy(out.logits[None], vocab=vocab), now[None, :, None]))
+        new = drawn[-1].tokens[0, :, 0]
+    return drawn
+
+
+def unshared_sample(policy: SinglePolicy, prompts: Tensor, uniforms: Tensor, *, vocab: int) -> Rollout:
+    """:func:`replicate.rl.rollout.sample` with the passes of a trainer that shares nothing within a group.
+
+    Every prompt is repeated for its group. The completions are generated without gradients, each with a cache of its
+    own, logits at the last position; then comes one pass with gradients over the whole sequences, logits and their
+    log-softmax at all positions. What it gives is what the trainer's own passes give.
+    """
+    group, horizon = uniforms.shape[2:]
+    sequences = prompts[0].repeat_interleave(group, 0)
+    drawn = _generated(policy.model, sequences, uniforms.flatten(0, 2), vocab)
+    tokens, spread = (
+        torch.cat([getattr(step, name) for step in drawn], -1) for name in ("tokens", "entropy")
+    )
+    tokens, spread = (x.view(uniforms.shape) for x in (tokens, spread))
+    everything = torch.cat([sequences, tokens.flatten(0, 2)], 1)
+    log_probs = log_policy(policy.model(input_ids=everything, use_cache=False).logits, vocab=vocab)
+    logp = log_probs[:, -horizon - 1 : -1].gather(-1, tokens.flatten(0, 2)[..., None])
+    return Rollout(tokens, logp.view(uniforms.shape), spread)
+
+
+def unshared(work: Callable[[], float]) -> Callable[[], float]:
+    """``work``, with :func:`unshared_sample` in the place of the trainer's passes."""
+
+    def run() -> float:
+        with mock.patch.object(surrogate, "sample", unshared_sample):
+            return work()
+
+    return run
+
+
 class UnsharedPasses(SinglePolicy):
-    """A policy for one-token answers that makes the passes of a trainer which shares nothing within a group.
+    """A policy for one-token answers of a model too large for all sequences at once, which shares nothing in a group.
 
-    Every prompt is repeated for its group. One pass over all of them without gradients, logits at the last position
-    (sampling), then one with gradients over the sequences of prompt and answer, logits and their log-softmax at all
-    positions (the loss), and its backward pass. The trainer receives the mean over the identical copies, so it learns
-    what it always does. The answers fed in are drawn in the first pass; those rewarded are the trainer's own.
-
-    A large model has no memory for all sequences at once. With ``chunk`` so many prompts' groups go through together:
-    a pass without gradients whose activations are dropped, and when the backward pass comes, one more with them. Those
-    are as many passes as above, with logits at the last two positions.
+    Every prompt is repeated for its group, and ``chunk`` prompts' groups go through together: a pass without gradients
+    whose activations are dropped, logits at the last two positions, and when the backward pass comes, one more with
+    them. The trainer receives the mean over the identical copies, so it learns what it always does.
     """
 
-    def __init__(self, model: PreTrainedModel, *, group: int, chunk: int | None = None, **how) -> None:
+    written_out = False
+
+    def __init__(self, model: PreTrainedModel, *, group: int, chunk: int, **how) -> None:
         super().__init__(model, **how)
         self.group, self.chunk = group, chunk
 
@@ -100,15 +147,8 @@ class UnsharedPasses(SinglePolicy):
             return super().logits(tokens, keep=keep, cache=cache, behind=behind)
         if cache is not None or keep != 1:
             raise ValueError(f"keep, cache: expected one-token answers without a cache, got keep={keep}")
-        if self.chunk:
-            parts = tokens.split(self.chunk, dim=1)
-            return torch.cat([checkpoint(self._repeated, part, use_reentrant=False) for part in parts], 1)
-        rows, length = tokens.shape[1:]
-        repeated = tokens.repeat_interleave(self.group, dim=1)
-        with torch.no_grad():
-            answer = super().logits(repeated, keep=1).softmax(-1)[0, :, 0].multinomial(1)
-        everything = super().logits(torch.cat([repeated, answer[None]], 2), keep=length + 1).log_softmax(-1)
-        return everything[:, :, length - 1 : length].unflatten(1, (rows, self.group)).mean(2)
+        parts = tokens.split(self.chunk, dim=1)
+        return torch.cat([checkpoint(self._repeated, part, use_reentrant=False) for part in parts], 1)
 
     def _repeated(self, tokens):
         repeated = tokens.repeat_interleave(self.group, dim=1)

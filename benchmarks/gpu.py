@@ -266,14 +266,18 @@ def measure(bench: Bench, *, compiled: bool = False) -> dict[str, Any]:
 
 
 class Stamps:
-    """A reward that notes when it is asked for: once an update, whose metrics wait for the device."""
+    """A reward that notes when it is asked for: once an update, whose metrics wait for the device.
+
+    A judge, who asks without gradients, does not count.
+    """
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def __call__(self, tokens, labels):
         """:func:`first_is_label`."""
-        self.times.append(time.perf_counter())
+        if torch.is_grad_enabled():
+            self.times.append(time.perf_counter())
         return first_is_label(tokens, labels)
 
     def updates(self) -> list[float]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ import gpu  # noqa: E402
 
 from replicate.models import costs  # noqa: E402
 from replicate.models.answer import answer_pass, pull_back  # noqa: E402
-from replicate.rl import trainer  # noqa: E402
+from replicate.rl import rollout, trainer  # noqa: E402
+from replicate.rl.batch import Actor  # noqa: E402
+from replicate.rl.methods import surrogate  # noqa: E402
 from replicate.rl.policies import SinglePolicy  # noqa: E402
 from replicate.settings.grpo import GRPO  # noqa: E402
 from replicate.streams import generator  # noqa: E402
@@ -51,8 +54,9 @@ def updates(horizon, policy=None):
 
     def work():
         draws = [generator(0)]
-        batch = trainer.sampled(policy, policy, prompts(), config, draws, horizon, gpu.first_is_label)
-        trainer.losses(batch.logp, batch, config).sum().backward()
+        asked = trainer.ask(prompts(), config, draws, horizon=horizon, reward=gpu.first_is_label)
+        batch = surrogate.draw(Actor(policy, policy), asked, config, draws)
+        surrogate.losses(batch.signal, batch, config).sum().backward()
 
     return work
 
@@ -83,7 +87,23 @@ def test_measurement_flops():
 
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_grpo_flops(horizon):
-    assert counted(updates(horizon)) == costs.grpo(SHAPE, PROMPTS, LENGTH, GROUP, horizon, masked=True)
+    policy = SinglePolicy(model())
+    policy.written_out = False
+    assert counted(updates(horizon, policy)) == costs.grpo(
+        SHAPE, PROMPTS, LENGTH, GROUP, horizon, masked=True
+    )
+
+
+@pytest.mark.parametrize("horizon", [2, 5])
+def test_passes_that_are_written_out_take_less_than_that_and_more_than_model_flops(horizon):
+    """What they leave out is the last block's output on prompts, which no model FLOPs leave out."""
+    unread = (SHAPE.block - 3 * SHAPE.hidden**2) * PROMPTS * (LENGTH - 1)
+    least = (
+        costs.grpo(SHAPE, PROMPTS, LENGTH, GROUP, horizon)
+        - 3 * 2 * unread
+        - 3 * 4 * SHAPE.hidden * PROMPTS * LENGTH**2
+    )
+    assert least < counted(updates(horizon)) < costs.grpo(SHAPE, PROMPTS, LENGTH, GROUP, horizon, masked=True)
 
 
 def test_model_flops_of_one_token_are_three_forward_passes_over_the_prompts():
@@ -153,6 +173,36 @@ def test_unshared_passes_in_chunks_take_four_forward_passes_over_all_sequences()
     # When a chunk is run again for its backward pass, the head's output is not needed once more.
     head = 2 * SHAPE.rows * SHAPE.hidden * 2 * PROMPTS * GROUP
     assert counted(updates(1, policy)) == 4 * sequence - head
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_passes_that_share_nothing_draw_and_learn_the_same(horizon):
+    """Equal compute is the same algorithm: tokens, log-probabilities and gradient of the trainer's own rollout."""
+    pool, found = prompts(), []
+    uniforms = torch.rand(1, PROMPTS, GROUP, horizon, generator=generator(3))
+    for draw in (common.unshared_sample, rollout.sample):
+        policy = SinglePolicy(model())
+        drawn = draw(policy, pool.tokens[None], uniforms, vocab=pool.vocab)
+        (drawn.logp * (1 + uniforms)).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
+        found.append((drawn.tokens, drawn.logp, drawn.entropy, gradient))
+    (tokens, *numbers), (expected, *others) = found
+    assert torch.equal(tokens, expected)
+    for a, b in zip(numbers, others, strict=True):
+        assert torch.allclose(a, b, atol=1e-4 * b.abs().max().item())
+
+
+def test_passes_that_share_nothing_take_those_of_all_sequences():
+    """T steps without gradients, of which the first is over the prompts, and one pass with them, back and forth."""
+    policy, horizon = SinglePolicy(model()), 4
+    rows = PROMPTS * GROUP
+    scoring = 3 * costs.forward(SHAPE, rows, LENGTH + horizon, rows * (LENGTH + horizon), masked=True)
+    prompt = costs.forward(SHAPE, rows, LENGTH, rows, masked=True)
+    steps = 2 * rows * (horizon - 1) * (SHAPE.layers * SHAPE.block + SHAPE.rows * SHAPE.hidden)
+    seen = rows * sum(range(LENGTH + 1, LENGTH + horizon))
+    with mock.patch.object(surrogate, "sample", common.unshared_sample):
+        found = counted(updates(horizon, policy))
+    assert found == prompt + steps + 4 * SHAPE.hidden * SHAPE.layers * seen + scoring
 
 
 @pytest.fixture

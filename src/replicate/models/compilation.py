@@ -24,6 +24,11 @@ def compile_blocks(model: nn.Module, *, backend: str | Callable = "inductor") ->
     _BACKENDS[model] = backend
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether :func:`compile_blocks` was called for ``model``."""
+    return model in _BACKENDS
+
+
 def compiled(function: Callable, model: nn.Module) -> Callable:
     """``function`` of a block of ``model``, compiled if the model's blocks are."""
     backend = _BACKENDS.get(model)
@@ -32,7 +37,7 @@ def compiled(function: Callable, model: nn.Module) -> Callable:
 
 def uncompiled(model: nn.Module) -> AbstractContextManager:
     """Inside, ``model`` runs as it was written: where each call has another shape, as when a cache grows."""
-    return torch.compiler.set_stance("force_eager") if model in _BACKENDS else nullcontext()
+    return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
 
 
 @cache

@@ -75,8 +75,11 @@ class Behind:
 class StackedPolicy:
     """``lanes`` copies of ``model``, batched with ``vmap``. Needs eager attention: fused kernels do not batch.
 
-    ``dtype`` is what the passes compute in (default: the model's own).
+    ``dtype`` is what the passes compute in (default: the model's own). ``written_out`` (settable) allows rollouts to
+    replace ``logits`` by the passes of :mod:`replicate.models.olmo2_lanes`, where these serve.
     """
+
+    written_out = True
 
     def __init__(self, model: nn.Module, lanes: int, *, dtype: torch.dtype | None = None) -> None:
         if lanes < 1:
@@ -138,10 +141,10 @@ class SinglePolicy:
     """One lane: ``model`` itself, updated in place, with whatever attention kernel it was opened with.
 
     ``dtype`` is what the passes compute in (default: the model's own). In bfloat16 the model's parameters become
-    float32 here; open it in float32 for what its file has beyond bfloat16.
+    float32 here; open it in float32 for what its file has beyond bfloat16. ``written_out`` as in a stack.
     """
 
-    lanes = 1
+    lanes, written_out = 1, True
 
     def __init__(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
         train_padding_row(model)

@@ -7,6 +7,9 @@ On the policy's own samples the pass over the prompts, from which the first toke
 differentiated. Further tokens are drawn one by one without a graph, and then scored together: one pass over all of them
 has a graph that is small beside that of as many passes over single tokens. All completions of a prompt stand side by
 side behind it (:func:`~replicate.rl.policies.side_by_side`): its keys and values are copied for a large group only.
+
+Answers of several tokens of a tiny OLMo-2 go through passes that are written out for all lanes at once
+(:mod:`replicate.models.olmo2_lanes`), with the same steps in the same order.
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from replicate.models import olmo2_lanes
 from replicate.models.logits import entropy, log_policy
 from replicate.rl.policies import Behind, Cache, Policy, repeat_cache, side_by_side
 
@@ -55,6 +59,8 @@ def sample(
         raise ValueError(
             f"uniforms: expected a group and a horizon of at least 1, got {list(uniforms.shape)}"
         )
+    if horizon > 1 and (net := _net(policy)):
+        return _sampled(net, prompts, uniforms, vocab)
     cache: Cache | None = [] if horizon > 1 else None
     log_probs = first_of(policy, prompts, cache, vocab=vocab)
     steps = [_draw(log_probs, uniforms[..., 0])]
@@ -77,6 +83,8 @@ def log_probs_of(
 ) -> Float[Tensor, "lanes prompts group T"]:
     """log pi(o_t | q, o_<t) of given completions: one pass over the prompts, one over the completions."""
     group, horizon = tokens.shape[2:]
+    if horizon > 1 and (net := _net(policy)):
+        return _given(net, prompts, tokens, vocab)
     cache: Cache | None = [] if horizon > 1 else None
     first = (
         first_of(policy, prompts, cache, vocab=vocab).expand(-1, -1, group, -1).gather(-1, tokens[..., :1])
@@ -215,3 +223,37 @@ def _draw(
         logp = log_probs.gather(-1, tokens)
     spread = entropy(log_probs.detach())[..., None].expand(-1, -1, group, 1)
     return Rollout(tokens, logp, spread)
+
+
+def _net(policy: Policy) -> olmo2_lanes.Net | None:
+    """The policy's weights for the passes that are written out; None where there are none for it."""
+    if not getattr(policy, "written_out", False) or not olmo2_lanes.supports(policy.model, policy.dtype):
+        return None
+    weights = policy.weights() or {name: p[None] for name, p in policy.model.named_parameters()}
+    return olmo2_lanes.net_of(policy.model, weights)
+
+
+def _sampled(net: olmo2_lanes.Net, prompts, uniforms, vocab: int) -> Rollout:
+    """:func:`sample` with passes that are written out."""
+    group, horizon = uniforms.shape[2:]
+    logits, cache = olmo2_lanes.prompt_pass(net, prompts)
+    first = _draw(log_policy(logits, vocab=vocab)[:, :, None], uniforms[..., 0])
+    step, drawn = olmo2_lanes.steps(net, cache, group, horizon - 1), [first]
+    for t in range(1, horizon):
+        with torch.no_grad():
+            drawn.append(_draw(log_policy(step(drawn[-1].tokens[..., 0]), vocab=vocab), uniforms[..., t]))
+    tokens, spread = (torch.cat([getattr(now, name) for now in drawn], -1) for name in ("tokens", "entropy"))
+    return Rollout(tokens, torch.cat([first.logp, _rest(net, cache, tokens, vocab)], -1), spread)
+
+
+def _given(net: olmo2_lanes.Net, prompts, tokens, vocab: int) -> Float[Tensor, "lanes prompts group T"]:
+    """:func:`log_probs_of` with passes that are written out."""
+    logits, cache = olmo2_lanes.prompt_pass(net, prompts)
+    first = log_policy(logits, vocab=vocab).gather(-1, tokens[..., 0])[..., None]
+    return torch.cat([first, _rest(net, cache, tokens, vocab)], -1)
+
+
+def _rest(net: olmo2_lanes.Net, cache: olmo2_lanes.Cache, tokens, vocab: int):
+    """log pi of all tokens but the first."""
+    logits = olmo2_lanes.score(net, cache, tokens[..., :-1])
+    return log_policy(logits, vocab=vocab).gather(-1, tokens[..., 1:, None])[..., 0]
