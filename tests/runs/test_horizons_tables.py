@@ -64,7 +64,7 @@ def test_methods_stand_side_by_side_on_each_ladder(tables, wide):
     with pytest.raises(ValueError, match="expected one rung a ladder of a method's cell"):
         horizons.by_method(dataclasses.replace(tables, gains=tables.gains.assign(step=step)))
     missing = tables.gains[(tables.gains.cell != "ppo T4 all") | (tables.gains.ladder != "h2")]
-    with pytest.raises(ValueError, match=r"got none of \('ppo', 4, 'all', 8\)"):
+    with pytest.raises(ValueError, match="got some without ppo at T = 4, 'all', groups of 8"):
         horizons.by_method(dataclasses.replace(tables, gains=missing))
 
 
@@ -149,17 +149,17 @@ def test_margins_are_over_the_better_rival_of_each_ladder(wide):
     )
     better = np.maximum(wide["grpo", 4, "all", 8], wide["rloo", 4, "all", 8])
     assert one.to_numpy() == pytest.approx((wide["ppo", 4, "all", 8] - better).loc[one.index])
-    assert set(found[found.group != 8].rivals) >= {free}
+    assert set(found[found.group != 8].rivals) == {free}
 
 
 def test_the_same_trainer_is_within_seed_noise_and_one_that_is_worse_is_not():
     for off, within in ((0.0, True), (0.1, False)):
-        found = horizons.areas(made.trl(np.random.default_rng(3), off=off))
+        found = horizons.areas(made.trl(np.random.default_rng(5), off=off))
         for trainer in ("GRPO", "RLOO"):
             assert (abs(horizons.apart(found.TRL[trainer], found.ours[trainer])) < 2) == within
-    early = horizons.areas(made.trl(np.random.default_rng(3)), until=5)
+    early = horizons.areas(made.trl(np.random.default_rng(5)), until=5)
     assert np.mean(early.ours["GRPO"]) < np.mean(
-        horizons.areas(made.trl(np.random.default_rng(3))).ours["GRPO"]
+        horizons.areas(made.trl(np.random.default_rng(5))).ours["GRPO"]
     )
 
 

@@ -23,7 +23,7 @@ PerToken = Float[Tensor, "prompts completions T"]
 
 @dataclass(frozen=True)
 class Answers:
-    """All completions ``tokens`` of ``prompts``, of which ``labels`` are the right ones; ``vocab`` tokens are in use."""
+    """All completions ``tokens`` of ``prompts``; ``labels`` are the right answers, ``vocab`` tokens are in use."""
 
     model: nn.Module
     prompts: Int[Tensor, "prompts length"]

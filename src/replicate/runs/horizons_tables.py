@@ -134,9 +134,9 @@ def by_method(tables: HorizonTables) -> pd.DataFrame:
         raise ValueError("gains: expected one rung a ladder of a method's cell, got several")
     wide = own.pivot(index="ladder", columns=["method", "T", "density", "group"], values="gained")
     if wide.isna().any(axis=None):
-        raise ValueError(
-            f"gains: expected every cell on all ladders, got none of {wide.columns[wide.isna().any()][0]}"
-        )
+        method, T, density, group = wide.columns[wide.isna().any()][0]
+        lacking = f"{method} at T = {T}, {density!r}, groups of {group}"
+        raise ValueError(f"gains: expected every cell on all ladders, got some without {lacking}")
     return wide.sort_index(axis=1)
 
 
@@ -224,14 +224,14 @@ def orders(
 
 def margins(wide: pd.DataFrame, method: str = "ppo") -> pd.DataFrame:
     """The gain of ``method`` less that of the better of each set of :data:`RIVALS`, the better one on each ladder:
-    ``rivals, density, T, group, ladder, margin``. A rival that a cell lacks is left out of its set."""
+    ``rivals, density, T, group, ladder, margin``. A set is compared with where all of its methods were run."""
     rows = []
     for _, T, density, group in wide[[method]].columns:
         for rivals, names in RIVALS[density].items():
-            there = [(name, T, density, group) for name in names if (name, T, density, group) in wide]
-            if not there:
+            others = [(name, T, density, group) for name in names]
+            if not set(others) <= set(wide.columns):
                 continue
-            margin = wide[method, T, density, group] - wide[there].max(axis=1)
+            margin = wide[method, T, density, group] - wide[others].max(axis=1)
             where = {"rivals": rivals, "density": density, "T": T, "group": group}
             rows += [{**where, "ladder": ladder, "margin": x} for ladder, x in margin.items()]
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ from replicate.report.figures import style
 from replicate.report.ledger.asked import Asked
 from replicate.report.ledger.questions import ledger
 from replicate.report.verdicts import Verdicts, cell_number
-from replicate.runs import closeup, jobs, paths, preflight, study_tables, tables
+from replicate.runs import closeup, horizons_tables, jobs, paths, preflight, study_tables, tables
 from replicate.runs.parameter_files import schema_of
 from replicate.runs.params import LanguageParameters, ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
@@ -75,6 +75,16 @@ class NotebookRun:
         folder = paths.resolve(self.params.STUDY)
         folder = folder if folder.is_dir() else paths.notebooks().parent / self.params.STUDY
         return study_tables.load(folder / "interventions")
+
+    @cached_property
+    def horizons(self) -> horizons_tables.HorizonTables:
+        """The published study of longer answers, in the folder ``horizons`` beside the other study's."""
+        return horizons_tables.load(self._beside("horizons"))
+
+    def _beside(self, name: str) -> Path:
+        folder = paths.resolve(self.params.STUDY).parent / name
+        own = (paths.notebooks().parent / self.params.STUDY).parent / name
+        return folder if folder.is_dir() else own
 
     def save_figure(self, figure: "Figure", name: str, data: "pd.DataFrame") -> None:
         """Saves ``figure`` as PNG, PDF and CSV under the run's ``figures/``."""
