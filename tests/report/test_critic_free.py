@@ -60,6 +60,12 @@ def test_the_words_follow_the_verdicts():
     assert late.endswith("+0.01 [-0.13, +0.14] of reward.")
 
 
+def test_where_nobody_gains_no_difference_is_spoken_of():
+    table = judged(BELOW, AROUND, BELOW)
+    table.untestable(critic_free.FAILS, because="nothing is gained", **ROW)
+    assert "nothing is gained here with or without a critic" in critic_free.sentences(table)[1]
+
+
 def test_a_claim_without_a_row_is_named():
     with pytest.raises(ValueError, match="rows: expected one on 'With one reward"):
         critic_free.sentences(judged(BELOW, ABOVE, BELOW).rows[:2])

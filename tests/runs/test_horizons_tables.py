@@ -100,8 +100,27 @@ def test_ratios_are_of_sums_over_rungs_and_one_without_signal_is_left_out(tables
     full, part = (horizons.slopes(table, "critic") for table in (ratios, lost))
     assert (full != part).tolist() == [False, True, False, False]
     none = ratios.assign(ratio=ratios.ratio.where((ratios["T"] < 4) | (ratios.ladder != "h2"), -1.0))
-    with pytest.raises(ValueError, match="under 'critic', got none on h2"):
-        horizons.slopes(none, "critic")
+    found = horizons.slopes(none, "critic")
+    assert found.isna().tolist() == [False, True, False, False]
+    assert horizons.over(found) is None
+    assert horizons.over(full) == over_ladders(full)
+    with pytest.raises(ValueError, match="under credit 'critic' and density 'each', got none"):
+        horizons.slopes(ratios, "critic", density="each")
+
+
+def test_where_nothing_is_ever_right_nothing_is_concluded(tmp_path):
+    """Paid at the end of 4 tokens or more nobody earns: no signal, no noise, no gain, no order."""
+    made.write(tmp_path, dead=(4, 8, 16))
+    tables = horizons.load(tmp_path)
+    ratios = horizons.noise(tables)
+    assert ratios[(ratios.density == "all") & (ratios["T"] > 2)].ratio.isna().all()
+    assert horizons.over(horizons.slopes(ratios, "critic")) is None
+    assert horizons.over(horizons.slopes(ratios, "outcome")).high < 0
+    found = horizons.orders(horizons.scored(tables))
+    assert (found[(found.density == "all") & (found["T"] > 2)].spearman == 0).all()
+    margins = horizons.margins(horizons.by_method(tables))
+    late = margins[(margins.density == "all") & (margins["T"] == 16)].margin
+    assert horizons.word(over_ladders(late)) == "undecided"
 
 
 def test_tokens_and_labels_have_a_ratio_for_each_place(tables):
@@ -176,6 +195,7 @@ def test_apart_is_welchs_statistic():
 def test_words_go_by_the_interval():
     above, below, around = (over_ladders(np.array([0.9, 1.0, 1.1, 1.0]) + x) for x in (0.0, -2.0, -1.0))
     assert [horizons.word(one) for one in (above, below, around)] == ["confirmed", "refuted", "undecided"]
+    assert horizons.word(None) == "undecided"
     said = [horizons.word_not_above({1: one, 2: below}, 0.5) for one in (above, below, around)]
     assert said == ["refuted", "confirmed", "confirmed"]
     assert horizons.word_not_above({1: around}, 0.05) == "undecided"

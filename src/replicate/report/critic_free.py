@@ -12,12 +12,18 @@ from replicate.statistics.over_ladders import OverLadders
 
 EARLY = "For answers of one or two tokens a learned critic does not pay"
 LATE = "With one reward at the end of 16 tokens a learned critic pays"
+FAILS = "Reading 6: and so, with one reward at the end of 16 tokens, RL without a critic fails"
 DENSE = "Where tokens are paid and reward-to-go is used, a learned critic does not pay"
 
 _WHERE = {
     EARLY: "for answers of one or two tokens",
     DENSE: "wherever each right token is paid and a token is credited with what is still to come",
 }
+
+_NOTHING = (
+    "With one reward at the end of 16 tokens nothing is gained here with or without a critic: hardly an answer is ever "
+    "right from which either could learn."
+)
 
 
 def not_above(
@@ -53,11 +59,15 @@ def not_above(
 def sentences(rows: Iterable[Verdict]) -> tuple[str, str]:
     """Where RL without a critic is enough, and whether it is where theory would have it fail, on the study's tasks.
 
-    Raises ``ValueError`` if one of the three claims has no row.
+    Where the row on :data:`FAILS` could not be tested, nobody gains there, and no difference says anything. Raises
+    ``ValueError`` if one of the other three claims has no row.
     """
     by_claim = {row.claim: row for row in rows}
     if missing := [claim for claim in (EARLY, LATE, DENSE) if claim not in by_claim]:
         raise ValueError(f"rows: expected one on {missing[0]!r}, got none")
+    fails = by_claim.get(FAILS)
+    if fails is not None and fails.verdict == "not testable here":
+        return _enough(by_claim), _NOTHING
     return _enough(by_claim), _late(by_claim[LATE])
 
 

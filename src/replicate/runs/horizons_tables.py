@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from replicate.runs import published
-from replicate.statistics.over_ladders import OverLadders
+from replicate.statistics.over_ladders import OverLadders, over_ladders
 from replicate.statistics.series import spearman
 
 METHODS = {
@@ -174,17 +174,21 @@ def slopes(
     ratios: pd.DataFrame, credit: str, *, density: str = "all", horizons: Sequence[int] = (1, 2, 4, 8, 16)
 ) -> pd.Series:
     """By ladder the slope of log ratio in log T, least squares over those of ``horizons`` at which the ratio of
-    :func:`noise` is above zero; ``ValueError`` for a ladder with fewer than two."""
+    :func:`noise` is above zero; NaN for a ladder with fewer than two. ``ValueError`` for a credit without records."""
     own = ratios[(ratios.credit == credit) & (ratios.density == density) & ratios["T"].isin(horizons)]
+    if own.empty:
+        raise ValueError(f"ratios: expected some under credit {credit!r} and density {density!r}, got none")
     found = {}
-    for ladder, rows in own[own.ratio > 0].groupby("ladder"):
-        if len(rows) > 1:
-            found[ladder] = np.polyfit(np.log(rows["T"]), np.log(rows.ratio), 1)[0]
-    if missing := sorted(set(own.ladder) - set(found)) or ([] if len(own) else ["any"]):
-        raise ValueError(
-            f"ratios: expected a signal at two horizons or more under {credit!r}, got none on {missing[0]}"
-        )
+    for ladder, rows in own.groupby("ladder"):
+        heard = rows[rows.ratio > 0]
+        enough = len(heard) > 1
+        found[ladder] = np.polyfit(np.log(heard["T"]), np.log(heard.ratio), 1)[0] if enough else np.nan
     return pd.Series(found, name=credit)
+
+
+def over(values: pd.Series) -> OverLadders | None:
+    """:func:`~replicate.statistics.over_ladders.over_ladders`, or None where a ladder has no number."""
+    return None if values.isna().any() else over_ladders(values)
 
 
 def scored(tables: HorizonTables) -> pd.DataFrame:
@@ -254,8 +258,10 @@ def apart(one: Sequence[float], other: Sequence[float]) -> float:
     return float((one.mean() - other.mean()) / error) if error > 0 else float("inf")
 
 
-def word(found: OverLadders) -> str:
-    """Of what must be above 0, by its interval over ladders."""
+def word(found: OverLadders | None) -> str:
+    """Of what must be above 0, by its interval over ladders; without one it is undecided."""
+    if found is None:
+        return "undecided"
     return "confirmed" if found.low > 0 else "refuted" if found.high < 0 else "undecided"
 
 
