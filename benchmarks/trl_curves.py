@@ -169,10 +169,10 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, help="folder of a model and its tokenizer (default: pretrains one)"
     )
-    parser.add_argument("--steps", type=int, default=1000, help="updates of pretraining without --checkpoint")
+    parser.add_argument("--steps", type=int, default=800, help="updates of pretraining without --checkpoint")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--rate", type=float, default=8.0e-4, help="learning rate of both sides")
+    parser.add_argument("--rate", type=float, default=4.0e-4, help="learning rate of both sides")
     parser.add_argument("--quick", action="store_true", help="two seeds, two updates: does it run")
     options = parser.parse_args(given)
     if options.quick:
