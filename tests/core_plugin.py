@@ -37,6 +37,7 @@ WITHOUT = {
     "test_cli.py::test_every_command_refuses_before_any_work": "papermill",
     "test_hooks.py::test_an_entry_is_a_program_of_the_environment_and_scripts_and_commands_that_exist": "ruff",
     "test_notebooks.py": "nbformat",
+    "test_trl_curves.py": "trl",
 }
 """A module of tests, or one test, below ``tests/``; and what it needs that is not the core's."""
 

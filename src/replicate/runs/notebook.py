@@ -17,7 +17,16 @@ from replicate.report.figures import style
 from replicate.report.ledger.asked import Asked
 from replicate.report.ledger.questions import ledger
 from replicate.report.verdicts import Verdicts, cell_number
-from replicate.runs import closeup, jobs, paths, preflight, sensitivity_tables, study_tables, tables
+from replicate.runs import (
+    closeup,
+    horizons_tables,
+    jobs,
+    paths,
+    preflight,
+    sensitivity_tables,
+    study_tables,
+    tables,
+)
 from replicate.runs.parameter_files import schema_of
 from replicate.runs.params import LanguageParameters, ScaleParameters, ToyParameters
 from replicate.runs.sweep import sweep
@@ -79,9 +88,17 @@ class NotebookRun:
     @cached_property
     def sensitivity(self) -> sensitivity_tables.SensitivityTables:
         """The published study of RL's settings, in the folder ``sensitivity`` beside the other study's."""
-        folder = paths.resolve(self.params.STUDY).parent / "sensitivity"
-        own = (paths.notebooks().parent / self.params.STUDY).parent / "sensitivity"
-        return sensitivity_tables.load(folder if folder.is_dir() else own)
+        return sensitivity_tables.load(self._beside("sensitivity"))
+
+    @cached_property
+    def horizons(self) -> horizons_tables.HorizonTables:
+        """The published study of longer answers, in the folder ``horizons`` beside the other study's."""
+        return horizons_tables.load(self._beside("horizons"))
+
+    def _beside(self, name: str) -> Path:
+        folder = paths.resolve(self.params.STUDY).parent / name
+        own = (paths.notebooks().parent / self.params.STUDY).parent / name
+        return folder if folder.is_dir() else own
 
     def save_figure(self, figure: "Figure", name: str, data: "pd.DataFrame") -> None:
         """Saves ``figure`` as PNG, PDF and CSV under the run's ``figures/``."""
