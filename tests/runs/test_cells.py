@@ -47,6 +47,15 @@ def test_the_committed_study_is_a_fraction_of_resolution_four():
             assert (signs[:, i] * signs[:, j] @ signs == 0).all()
 
 
+@pytest.mark.parametrize("name", ["sensitivity", "horizons", "horizons_tuning"])
+def test_every_cell_of_the_committed_studies_is_a_set_of_parameters(name):
+    """Each in a folder of its own, on every ladder, so that no two cells share a record."""
+    committed = study.load(PARAMS / f"{name}.yaml")
+    for entry in committed.entries:
+        folders = [cell.apply(entry.params, where=name).RUN_DIR for cell in cells.of(committed)]
+        assert len(set(folders)) == len(folders) > 30
+
+
 def test_a_cell_has_the_levels_that_its_letters_say():
     committed = study.load(PARAMS / "sensitivity.yaml")
     by_name = {cell.name: cell for cell in cells.of(committed)}
