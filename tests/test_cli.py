@@ -173,7 +173,7 @@ def test_check_params_says_fine_or_one_line_and_status_2(tmp_path):
     (tmp_path / "bad.yaml").write_text("GRUOP_SIZE: 8\n")
     done = call("check-params", "bad.yaml", check=2, cwd=tmp_path)
     assert done.stderr == (
-        "replicate: error: bad.yaml: unknown parameter GRUOP_SIZE, the nearest known: GROUP_SIZE\n"
+        "replicate: error: bad.yaml: unknown parameter GRUOP_SIZE, the nearest known: GROUP_SIZE, OPTIMIZER\n"
     )
 
 

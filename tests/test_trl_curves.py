@@ -1,20 +1,26 @@
 """TRL's trainers and ours leave a table of rewards that notebook 15 can read."""
 
-import sys
+import importlib
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-pytest.importorskip("trl")
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import trl_curves
-
 from replicate.runs import horizons_tables
 
+pytest.importorskip("trl")
 
-def test_both_sides_leave_a_reward_for_every_update(tmp_path, capsys):
+
+@pytest.fixture
+def trl_curves(monkeypatch):
+    """The benchmark as a module; what it sets in the environment goes with the test."""
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("OMP_WAIT_POLICY", "passive")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module("trl_curves")
+
+
+def test_both_sides_leave_a_reward_for_every_update(trl_curves, tmp_path, capsys):
     """Between 0 and 1 in steps of 1/256, what 64 completions of four tokens can be paid."""
     trl_curves.main(["--quick", "--out", str(tmp_path / "trl.parquet")])
     table = pd.read_parquet(tmp_path / "trl.parquet")

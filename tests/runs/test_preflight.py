@@ -85,7 +85,7 @@ def test_prompts_longer_than_the_models_context(folder):
 
 def test_long_answers_have_to_fit_with_their_prompts(folder):
     """A prompt of 6 + T + FILLER tokens; the answer's last token is never read."""
-    long = {"TASK": "sequence_copying", "ANSWER_TOKENS": 8, "LADDER": "ladder"}
+    long = {"TASK": "sequence_copying", "ANSWER_TOKENS": 8, "LABELS": 8, "LADDER": "ladder"}
     require(**long, FILLER=12)
     refused("got 26 tokens and 8 of the answer; lower FILLER", **long, FILLER=13)
 

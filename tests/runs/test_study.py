@@ -309,11 +309,11 @@ def test_committed_and_clean_they_open_and_the_commits_are_said(checkout, monkey
     code_change_staged(checkout)
     checkout.git("commit", "--quiet", "--message", "later")
     assert study.require_registered(loaded) == checkout.git("rev-parse", "HEAD") != registered
-    page = study._page(loaded)
+    page = study.registered(loaded)
     assert (page["commit"], page["thresholds"]) == (registered, {"LEAST": 0.25})
     assert page["committed"] == checkout.git("show", "-s", "--format=%cI", registered)
     outside(checkout)
-    assert (study._page(loaded)["commit"], study._page(loaded)["committed"]) == (None, None)
+    assert (study.registered(loaded)["commit"], study.registered(loaded)["committed"]) == (None, None)
 
 
 # --- The whole of it ----------------------------------------------------------------------------------------------
