@@ -173,6 +173,8 @@ def trl(
             "save_strategy": "no",
             "disable_tqdm": True,
             "seed": seed,
+            # Our fresh models come without a cache, and so would its generation: every step over the whole sequence.
+            "generation_kwargs": {"use_cache": True},
         }
         args = GRPOConfig(**settings | changes)
         clock = Clock()
