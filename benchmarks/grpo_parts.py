@@ -81,8 +81,8 @@ def _clocked() -> Iterator[dict[str, float]]:
 
     make = timed("steps", olmo2_lanes.steps)
     places = {
-        "prompts": [(rollout, "_first"), (olmo2_lanes, "prompt_pass"), (rollout, "_net")],
-        "draws": [(rollout, "_draw")],
+        "prompts": [(rollout, "first_of"), (olmo2_lanes, "prompt_pass"), (rollout, "_net")],
+        "draws": [(rollout, "_draw"), (rollout, "_drawn")],
         "scoring": [(rollout, "_rest")],
         "backward": [(torch.Tensor, "backward")],
         "optimiser": [(torch.optim.AdamW, "step")],

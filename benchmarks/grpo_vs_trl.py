@@ -69,7 +69,7 @@ from replicate.threads import fixed_threads
 PROMPTS, GROUP, SEEDS = 16, 8, 5
 BARS = {1: (8, 11), 8: (4, 5), 64: (2, 2)}  # tokens of an answer: one seed, five stacked
 # Updates of TRL, of one seed, of five, of equal compute: a few seconds each.
-UPDATES = {1: (15, 60, 20, 15), 8: (8, 16, 6, 8), 64: (1, 3, 2, 1)}
+UPDATES = {1: (15, 60, 20, 15), 8: (8, 30, 10, 8), 64: (2, 8, 4, 3)}
 WORDS = {1: "one-token", 8: "eight-token", 64: "64-token"}
 
 

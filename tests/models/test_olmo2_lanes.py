@@ -49,11 +49,12 @@ def whole(model, weights, prompts, tokens):
     return torch.stack(logits).unflatten(1, (P, G))[:, :, :, L - 1 :]
 
 
-@pytest.mark.parametrize("head_dim", [None, 6])
-def test_values_and_gradients_are_those_of_whole_sequences(head_dim):
+@pytest.mark.parametrize(("head_dim", "together"), [(None, 2048), (6, 2048), (None, 1)])
+def test_values_and_gradients_are_those_of_whole_sequences(head_dim, together, monkeypatch):
     """Behind the prompt and behind every token, in every lane, whatever the heads' size; gradients of all weights."""
+    monkeypatch.setattr(lanes_of, "TOGETHER", together)
     model, weights, prompts, tokens = case(head_dim)
-    net = lanes_of.net_of(model, weights)
+    net = lanes_of.net_of(model, weights, vocab=V)
     first, cache = lanes_of.prompt_pass(net, prompts)
     rest = lanes_of.score(net, cache, tokens)
     expected = whole(model, weights, prompts, tokens)
@@ -71,7 +72,7 @@ def test_values_and_gradients_are_those_of_whole_sequences(head_dim):
 def test_steps_one_by_one_are_the_scoring_pass():
     """And leave no graph, and the prompts' keys and values alone."""
     model, weights, prompts, tokens = case()
-    net = lanes_of.net_of(model, weights)
+    net = lanes_of.net_of(model, weights, vocab=V)
     _, cache = lanes_of.prompt_pass(net, prompts)
     before = [keys.clone() for keys, _ in cache]
     step = lanes_of.steps(net, cache, G, S)
@@ -86,7 +87,7 @@ def test_a_lane_has_the_same_bits_in_any_company():
     found = []
     for company in ([0, 1, 2], [1, 1]):
         few = {name: w[company].detach().float() for name, w in weights.items()}
-        net = lanes_of.net_of(model.float(), few)
+        net = lanes_of.net_of(model.float(), few, vocab=V)
         first, cache = lanes_of.prompt_pass(net, prompts[company])
         step = lanes_of.steps(net, cache, G, S)
         lane = company.index(1)
@@ -105,7 +106,7 @@ def test_nothing_is_computed_that_nobody_reads():
     completion's own scores and those of its prompt; no other completion's. Behind the prompts the last block computes
     keys, values and queries everywhere and the rest at the last position."""
     model, weights, prompts, tokens = case(lanes=2)
-    net = lanes_of.net_of(model, weights).detach()
+    net = lanes_of.net_of(model, weights, vocab=V).detach()
     d, f, rows = model.config.hidden_size, model.config.intermediate_size, 2 * P * G * S
 
     def counted(work):
@@ -127,7 +128,7 @@ def test_norm_and_gate_go_back_by_finite_differences():
     x = torch.randn(2, 3, 4, **draw).requires_grad_()
     weight = torch.rand(2, 1, 4, **draw).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: lanes_of._norm(a, b, 0.1), (x, weight))
-    assert torch.autograd.gradcheck(lanes_of._gated, (x,))
+    assert torch.autograd.gradcheck(lanes_of._gated, (x, x.detach().flip(1).requires_grad_()))
 
 
 def biased(model):

@@ -1,8 +1,8 @@
 r"""OLMo-2 on groups of completions, written out for many copies of the model at once, with gradients of its weights.
 
 A tiny model's update is a long row of small operations. Here it has fewer of them: every copy (lane) is a slice of one
-batched product instead of a call under ``vmap``, queries, keys and values come from one product, gate and up from
-another, and norms and gates go back in one step each. The formulas are those of :mod:`replicate.models.olmo2`.
+batched product instead of a call under ``vmap``, queries, keys and values come from one product, and norms and gates go
+back in one step each. The formulas are those of :mod:`replicate.models.olmo2`.
 
 G completions of T tokens stand behind each prompt of L. A row's attention has two parts, alpha = softmax([s^q, s^o]):
 s^q over the prompt, whose keys are kept once for the whole group, and s^o over the row's own completion. So no key is
@@ -36,20 +36,26 @@ Cache = list[tuple[Float[Tensor, "prompt_heads L head_dim"], Float[Tensor, "prom
 Turn = tuple[Float[Tensor, "S 2 1 head_dim"], Float[Tensor, "S 2 1 head_dim"]]
 """cos and sin of the positions of S tokens, for queries (with the scale of attention) and keys."""
 
+TOGETHER = 2048
+"""The most tokens of a lane that all lanes are scored for together: with more, what a block keeps leaves the caches of
+the processor, and a lane alone is over sooner."""
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Block number, then q, k, v [sequences, S, heads, head_dim]: what the heads mix, laid out the same way."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block's weights in all lanes, those that are read together in one tensor: e is the width of all heads, f
-    that of the MLP, 3 e is ``triple`` and 2 f ``both``."""
+    """One block's weights in all lanes, queries', keys' and values' in one tensor: e is the width of all heads,
+    ``triple`` 3 e, f the width of the MLP. Gate and up stay apart: halves of one tensor's rows cost each operation on
+    them more than the second product does."""
 
     qkv: Float[Tensor, "lanes triple d"]
     norm_qk: Float[Tensor, "lanes 1 2 e"]
     out: Float[Tensor, "lanes d e"]
     norm_a: Float[Tensor, "lanes 1 d"]
-    gate_up: Float[Tensor, "lanes both d"]
+    gate: Float[Tensor, "lanes f d"]
+    up: Float[Tensor, "lanes f d"]
     down: Float[Tensor, "lanes d f"]
     norm_m: Float[Tensor, "lanes 1 d"]
 
@@ -62,13 +68,28 @@ class Net:
     embed: Float[Tensor, "lanes rows d"]
     blocks: tuple[Block, ...]
     norm: Float[Tensor, "lanes 1 d"]
-    head: Float[Tensor, "lanes rows d"]
+    head: Float[Tensor, "lanes vocab d"]
 
     def detach(self) -> "Net":
         """The same without a graph."""
-        blocks = tuple(Block(*(getattr(b, f.name).detach() for f in fields(Block))) for b in self.blocks)
-        plain = {name: getattr(self, name).detach() for name in ("embed", "norm", "head")}
-        return replace(self, blocks=blocks, **plain)
+        return self._each(Tensor.detach)
+
+    def lanes(self) -> list["Net"]:
+        """One for each lane."""
+        count = len(self.embed)
+        # All at once, so that going back is one concatenation and no sum of lanes that are zero elsewhere.
+        parts: dict[int, tuple[Tensor, ...]] = {}
+
+        def lane(i):
+            return lambda x: parts.setdefault(id(x), x.split(1))[i]
+
+        return [self._each(lane(i)) for i in range(count)]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Net":
+        blocks = tuple(Block(*(change(getattr(b, f.name)) for f in fields(Block))) for b in self.blocks)
+        return replace(
+            self, blocks=blocks, **{n: change(getattr(self, n)) for n in ("embed", "norm", "head")}
+        )
 
 
 def supports(model: nn.Module, dtype: torch.dtype) -> bool:
@@ -83,20 +104,20 @@ def supports(model: nn.Module, dtype: torch.dtype) -> bool:
     )
 
 
-def net_of(model: Olmo2ForCausalLM, weights: Weights) -> Net:
-    """``model`` with these ``weights`` instead of its own, one set for each lane."""
+def net_of(model: Olmo2ForCausalLM, weights: Weights, *, vocab: int) -> Net:
+    """``model`` with these ``weights`` instead of its own, one set for each lane; logits of ``vocab`` tokens only."""
     return Net(
         model,
         weights["model.embed_tokens.weight"],
         tuple(_block(weights, f"model.layers.{i}.") for i in range(len(model.model.layers))),
         weights["model.norm.weight"][:, None],
-        weights["lm_head.weight"],
+        weights["lm_head.weight"][:, :vocab],
     )
 
 
 def prompt_pass(
     net: Net, tokens: Int[Tensor, "lanes prompts L"]
-) -> tuple[Float[Tensor, "lanes prompts rows"], Cache]:
+) -> tuple[Float[Tensor, "lanes prompts vocab"], Cache]:
     """Logits behind each prompt, and the prompts' keys and values; with graph.
 
     The last block's output is computed at the last position only, where it is read.
@@ -117,7 +138,7 @@ def prompt_pass(
 @torch.no_grad()
 def steps(
     net: Net, cache: Cache, group: int, more: int
-) -> Callable[[Int[Tensor, "lanes prompts group"]], Float[Tensor, "lanes prompts group rows"]]:
+) -> Callable[[Int[Tensor, "lanes prompts group"]], Float[Tensor, "lanes prompts group vocab"]]:
     """A function of each completion's newest token that gives the logits behind it: no graph, ``more`` calls."""
     net, length, done = net.detach(), cache[0][0].shape[1], 0
     heads = _attention(net).config.num_attention_heads
@@ -146,9 +167,15 @@ def steps(
 
 def score(
     net: Net, cache: Cache, tokens: Int[Tensor, "lanes prompts group S"]
-) -> Float[Tensor, "lanes prompts group S rows"]:
+) -> Float[Tensor, "lanes prompts group S vocab"]:
     """Logits behind every one of the tokens, which stand behind the prompts of ``cache``; with graph."""
     group, new = tokens.shape[2:]
+    if len(tokens) > 1 and tokens[0].numel() > TOGETHER:
+        shares = zip(
+            *(zip(*(x.chunk(len(tokens)) for x in layer), strict=True) for layer in cache), strict=True
+        )
+        alone = zip(net.lanes(), shares, tokens.split(1), strict=True)
+        return torch.cat([score(one, list(share), rows) for one, share, rows in alone])
     length = cache[0][0].shape[1]
 
     def attend(number, q, k, v):
@@ -184,11 +211,12 @@ def _run(
             q, h = q[:, -read:], h.unflatten(1, (-1, new))[:, :, -read:].flatten(1, 2)
         mixed = attend(number, q, k, v.reshape(k.shape)).reshape(*h.shape[:2], width)
         u = h + _norm(_linear(mixed, block.out), block.norm_a, eps)
-        h = u + _norm(_linear(_gated(_linear(u, block.gate_up)), block.down), block.norm_m, eps)
+        inner = _gated(_linear(u, block.gate), _linear(u, block.up))
+        h = u + _norm(_linear(inner, block.down), block.norm_m, eps)
     return h
 
 
-def _logits(net: Net, final: Float[Tensor, "lanes N d"]) -> Float[Tensor, "lanes N rows"]:
+def _logits(net: Net, final: Float[Tensor, "lanes N d"]) -> Float[Tensor, "lanes N vocab"]:
     return _linear(_norm(final, net.norm, _eps(net)), net.head)
 
 
@@ -202,16 +230,14 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _Norm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
 
 
-def _gated(gate_up: Float[Tensor, "lanes N both"]) -> Float[Tensor, "lanes N f"]:
+def _gated(gate: Float[Tensor, "lanes N f"], up: Float[Tensor, "lanes N f"]) -> Float[Tensor, "lanes N f"]:
     """silu(gate) * up."""
-    if torch.is_grad_enabled():
-        return _Gated.apply(gate_up)
-    gate, up = gate_up.chunk(2, -1)
-    return F.silu(gate).mul_(up)
+    return _Gated.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    rate = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    rate = torch.addcmul(x.new_full((), eps), length, length, value=1 / x.shape[-1]).rsqrt_()
     unit = x * rate
     return unit * weight, unit, rate
 
@@ -235,25 +261,19 @@ class _Norm(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """silu(g) * u of g and u side by side, and its adjoint in their place."""
+    """silu(gate) * up and its adjoint."""
 
     @staticmethod
-    def forward(ctx, gate_up):
-        gate, up = gate_up.chunk(2, -1)
+    def forward(ctx, gate, up):
         silu = F.silu(gate)
-        ctx.save_for_backward(gate_up, silu)
+        ctx.save_for_backward(gate, up, silu)
         return silu * up
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, back):
-        gate_up, silu = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
-        slopes = torch.empty_like(gate_up)
-        first, second = slopes.chunk(2, -1)
-        torch.mul(back, silu, out=second)
-        torch.ops.aten.silu_backward.grad_input(back * up, gate, grad_input=first)
-        return slopes
+        gate, up, silu = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(back * up, gate), back * silu
 
 
 def _block(weights: Weights, name: str) -> Block:
@@ -266,8 +286,7 @@ def _block(weights: Weights, name: str) -> Block:
         torch.stack(read("self_attn.q_norm", "self_attn.k_norm"), 1)[:, None],
         out,
         *(x[:, None] for x in read("post_attention_layernorm")),
-        torch.cat(read("mlp.gate_proj", "mlp.up_proj"), 1),
-        *read("mlp.down_proj"),
+        *read("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
         *(x[:, None] for x in read("post_feedforward_layernorm")),
     )
 

@@ -59,7 +59,7 @@ def sample(
         raise ValueError(
             f"uniforms: expected a group and a horizon of at least 1, got {list(uniforms.shape)}"
         )
-    if horizon > 1 and (net := _net(policy)):
+    if horizon > 1 and (net := _net(policy, vocab)):
         return _sampled(net, prompts, uniforms, vocab)
     cache: Cache | None = [] if horizon > 1 else None
     log_probs = first_of(policy, prompts, cache, vocab=vocab)
@@ -83,7 +83,7 @@ def log_probs_of(
 ) -> Float[Tensor, "lanes prompts group T"]:
     """log pi(o_t | q, o_<t) of given completions: one pass over the prompts, one over the completions."""
     group, horizon = tokens.shape[2:]
-    if horizon > 1 and (net := _net(policy)):
+    if horizon > 1 and (net := _net(policy, vocab)):
         return _given(net, prompts, tokens, vocab)
     cache: Cache | None = [] if horizon > 1 else None
     first = (
@@ -225,12 +225,12 @@ def _draw(
     return Rollout(tokens, logp, spread)
 
 
-def _net(policy: Policy) -> olmo2_lanes.Net | None:
+def _net(policy: Policy, vocab: int) -> olmo2_lanes.Net | None:
     """The policy's weights for the passes that are written out; None where there are none for it."""
     if not getattr(policy, "written_out", False) or not olmo2_lanes.supports(policy.model, policy.dtype):
         return None
     weights = policy.weights() or {name: p[None] for name, p in policy.model.named_parameters()}
-    return olmo2_lanes.net_of(policy.model, weights)
+    return olmo2_lanes.net_of(policy.model, weights, vocab=vocab)
 
 
 def _sampled(net: olmo2_lanes.Net, prompts, uniforms, vocab: int) -> Rollout:
@@ -241,9 +241,18 @@ def _sampled(net: olmo2_lanes.Net, prompts, uniforms, vocab: int) -> Rollout:
     step, drawn = olmo2_lanes.steps(net, cache, group, horizon - 1), [first]
     for t in range(1, horizon):
         with torch.no_grad():
-            drawn.append(_draw(log_policy(step(drawn[-1].tokens[..., 0]), vocab=vocab), uniforms[..., t]))
+            drawn.append(_drawn(log_policy(step(drawn[-1].tokens[..., 0]), vocab=vocab), uniforms[..., t]))
     tokens, spread = (torch.cat([getattr(now, name) for now in drawn], -1) for name in ("tokens", "entropy"))
     return Rollout(tokens, torch.cat([first.logp, _rest(net, cache, tokens, vocab)], -1), spread)
+
+
+def _drawn(log_probs: Float[Tensor, "lanes prompts group vocab"], uniform) -> Rollout:
+    """:func:`_draw` without a graph and with one exponential: of the policy's own precision, cumulated in float64."""
+    probs = log_probs.exp()
+    cumulated = probs.cumsum(-1, dtype=torch.float64)
+    target = uniform.double()[..., None] * cumulated[..., -1:]
+    tokens = torch.searchsorted(cumulated, target, right=True).clamp_(max=log_probs.shape[-1] - 1)
+    return Rollout(tokens, log_probs.gather(-1, tokens), -(probs * log_probs).sum(-1, keepdim=True))
 
 
 def _given(net: olmo2_lanes.Net, prompts, tokens, vocab: int) -> Float[Tensor, "lanes prompts group T"]:
