@@ -72,24 +72,30 @@ class Net:
 
     def detach(self) -> "Net":
         """The same without a graph."""
-        return self._each(Tensor.detach)
+        blocks = tuple(Block(*(x.detach() for x in _weights_of(b))) for b in self.blocks)
+        return replace(self, blocks=blocks, **{name: getattr(self, name).detach() for name in _OUTSIDE})
 
     def lanes(self) -> list["Net"]:
-        """One for each lane."""
-        count = len(self.embed)
-        # All at once, so that going back is one concatenation and no sum of lanes that are zero elsewhere.
-        parts: dict[int, tuple[Tensor, ...]] = {}
-
-        def lane(i):
-            return lambda x: parts.setdefault(id(x), x.split(1))[i]
-
-        return [self._each(lane(i)) for i in range(count)]
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Net":
-        blocks = tuple(Block(*(change(getattr(b, f.name)) for f in fields(Block))) for b in self.blocks)
-        return replace(
-            self, blocks=blocks, **{n: change(getattr(self, n)) for n in ("embed", "norm", "head")}
+        """One for each lane; every weight is split once, so that going back is one concatenation."""
+        blocks = zip(
+            *(
+                [Block(*one) for one in zip(*(x.split(1) for x in _weights_of(b)), strict=True)]
+                for b in self.blocks
+            ),
+            strict=True,
         )
+        outside = zip(*(getattr(self, name).split(1) for name in _OUTSIDE), strict=True)
+        return [
+            replace(self, blocks=own, **dict(zip(_OUTSIDE, ends, strict=True)))
+            for own, ends in zip(blocks, outside, strict=True)
+        ]
+
+
+_OUTSIDE = ("embed", "norm", "head")
+
+
+def _weights_of(block: Block) -> list[Tensor]:
+    return [getattr(block, f.name) for f in fields(Block)]
 
 
 def supports(model: nn.Module, dtype: torch.dtype) -> bool:
@@ -171,11 +177,12 @@ def score(
     """Logits behind every one of the tokens, which stand behind the prompts of ``cache``; with graph."""
     group, new = tokens.shape[2:]
     if len(tokens) > 1 and tokens[0].numel() > TOGETHER:
-        shares = zip(
-            *(zip(*(x.chunk(len(tokens)) for x in layer), strict=True) for layer in cache), strict=True
-        )
-        alone = zip(net.lanes(), shares, tokens.split(1), strict=True)
-        return torch.cat([score(one, list(share), rows) for one, share, rows in alone])
+        shares = [(keys.chunk(len(tokens)), values.chunk(len(tokens))) for keys, values in cache]
+        alone = [
+            score(one, [(keys[i], values[i]) for keys, values in shares], tokens[i : i + 1])
+            for i, one in enumerate(net.lanes())
+        ]
+        return torch.cat(alone)
     length = cache[0][0].shape[1]
 
     def attend(number, q, k, v):

@@ -209,20 +209,25 @@ def _draw(
     log_probs: Float[Tensor, "lanes prompts some vocab"], uniform: Float[Tensor, "lanes prompts group"]
 ):
     """Tokens [..., group, 1] by inversion; ``some`` is the group, or 1 where the group shares a distribution."""
-    cumulated = log_probs.detach().double().exp().cumsum(-1)
-    target = uniform.double()[..., None] * cumulated[..., -1:]
-    if log_probs.shape[2] == 1:
-        tokens = torch.searchsorted(cumulated[:, :, 0], target[..., 0], right=True)[..., None]
-    else:
-        tokens = torch.searchsorted(cumulated, target, right=True)
-    tokens = tokens.clamp(max=log_probs.shape[-1] - 1)
-    group = tokens.shape[2]
+    probs = log_probs.detach().double().exp()
     if log_probs.shape[2] == 1:  # reads the shared row without copying it for every sample
+        tokens = _inverted(probs[:, :, 0], uniform)[..., None]
         logp = log_probs[:, :, 0].gather(-1, tokens[..., 0])[..., None]
     else:
+        tokens = _inverted(probs, uniform[..., None])
         logp = log_probs.gather(-1, tokens)
+    group = tokens.shape[2]
     spread = entropy(log_probs.detach())[..., None].expand(-1, -1, group, 1)
     return Rollout(tokens, logp, spread)
+
+
+def _inverted(
+    probs: Float[Tensor, "... vocab"], uniform: Float[Tensor, "... some"]
+) -> Int[Tensor, "... some"]:
+    """The tokens whose share of the cumulated probabilities holds each uniform number."""
+    cumulated = probs.cumsum(-1, dtype=torch.float64)
+    target = uniform.double() * cumulated[..., -1:]
+    return torch.searchsorted(cumulated, target, right=True).clamp_(max=probs.shape[-1] - 1)
 
 
 def _net(policy: Policy, vocab: int) -> olmo2_lanes.Net | None:
@@ -249,9 +254,7 @@ def _sampled(net: olmo2_lanes.Net, prompts, uniforms, vocab: int) -> Rollout:
 def _drawn(log_probs: Float[Tensor, "lanes prompts group vocab"], uniform) -> Rollout:
     """:func:`_draw` without a graph and with one exponential: of the policy's own precision, cumulated in float64."""
     probs = log_probs.exp()
-    cumulated = probs.cumsum(-1, dtype=torch.float64)
-    target = uniform.double()[..., None] * cumulated[..., -1:]
-    tokens = torch.searchsorted(cumulated, target, right=True).clamp_(max=log_probs.shape[-1] - 1)
+    tokens = _inverted(probs, uniform[..., None])
     return Rollout(tokens, log_probs.gather(-1, tokens), -(probs * log_probs).sum(-1, keepdim=True))
 
 
